@@ -1,0 +1,302 @@
+"""Trainer callbacks: the one that freezes and thaws, and the few others that a run needs."""
+
+import logging
+import signal
+import threading
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import TrainerCallback
+
+from hf_transfer_plugin.features import extract_features, find_output_layer, solve_linear_head
+from hf_transfer_plugin.freezing import FrozenModules, ever_learning_names, learning_names, set_trainable
+from hf_transfer_plugin.layers import LayerGroups, discover_layer_groups
+from hf_transfer_plugin.learning_rates import groups_of
+from hf_transfer_plugin.schedules import LinearProbeThenFineTune, Progress
+
+logger = logging.getLogger(__name__)
+
+
+def progress_of(args: Any, state: Any, step: int | None = None) -> Progress:
+    """
+    Reads the progress from Trainer's state.
+
+    Args:
+        args (`TrainingArguments`):
+            The arguments; they name the metric.
+        state (`TrainerState`):
+            The state.
+        step (`int`, *optional*):
+            Another step than the present one.
+
+    Returns:
+        `Progress`: The moment.
+    """
+    metric = args.metric_for_best_model or "loss"
+    return Progress(
+        step=state.global_step if step is None else step,
+        max_steps=state.max_steps,
+        epochs=state.num_train_epochs,
+        history=state.log_history,
+        metric=metric if metric.startswith("eval_") else f"eval_{metric}",
+        greater_is_better=bool(args.greater_is_better),
+    )
+
+
+class FreezingCallback(TrainerCallback):
+    """
+    Freezes and thaws layer groups while an otherwise untouched Trainer trains. Everything follows from the step, so a
+    resumed run goes on as if it had not stopped. Frozen BatchNorm and dropout stay still.
+
+    Do not freeze the model yourself before: Trainer's optimizer leaves out what is frozen when it is made.
+
+    Args:
+        schedule (`FreezingPolicy` or `UnfreezingSchedule`):
+            Which parameters learn when.
+        groups (`LayerGroups`, *optional*):
+            Layer groups; discovered where they are not given.
+        learning_rates (`LayerwiseDecay` or `SlantedTriangular`, *optional*):
+            Factors that change with the step; [`attach`] passes them.
+
+    Raises:
+        ValueError: At the start of training, if schedule, model and arguments do not fit together.
+        RuntimeError: At the start of training, if the optimizer lacks parameters that shall learn.
+
+    Example:
+    ```python
+    >>> trainer = Trainer(model=model, args=args, train_dataset=data, callbacks=[FreezingCallback(GradualUnfreezing())])
+    ```
+    """
+
+    def __init__(self, schedule: Any, *, groups: LayerGroups | None = None, learning_rates: Any = None) -> None:
+        self.schedule, self.groups, self.learning_rates = schedule, groups, learning_rates
+        self.phases: list[dict[str, Any]] = []
+        self._still: FrozenModules | None = None
+        self._found: list[str] = []
+        self._learning: frozenset[str] = frozenset()
+        self._thawed_at: dict[str, int] = {}
+        self._rates: list[float] = []
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Checks that the parts fit, solves the head of LP-FT, and freezes."""
+        model, optimizer = kwargs["model"], kwargs["optimizer"]
+        given = self.groups
+        groups = given if given is not None and _covers(given, model) else discover_layer_groups(model)
+        self.groups = groups
+        self._check(args, model, optimizer, kwargs["lr_scheduler"])
+        if self._still is not None:
+            self._still.release()
+        self._still = FrozenModules(model)
+        self._found = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        self._rate_groups = groups_of(optimizer, model, groups)
+        if isinstance(self.schedule, LinearProbeThenFineTune) and state.global_step == 0:
+            solve_output_layer(model, groups, kwargs["train_dataloader"], self.schedule.regularization)
+        self._replay(args, state, model)
+        # Without this hook frozen blocks at the bottom are neither differentiated nor recomputed.
+        if args.activation_checkpointing and _non_reentrant(args) and hasattr(model, "disable_input_require_grads"):
+            model.disable_input_require_grads()
+        self._apply(learning_names(self.schedule, progress_of(args, state), model, groups), state, model)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Freezes and thaws where the schedule says so, and sets the rates of the step."""
+        model, optimizer = kwargs["model"], kwargs["optimizer"]
+        learning = learning_names(self.schedule, progress_of(args, state), model, self.groups)
+        if learning != self._learning:
+            self._apply(learning, state, model)
+        if self.learning_rates is not None and self.learning_rates.changes_with_step:
+            values = kwargs["lr_scheduler"].get_last_lr()
+            for group, name, value in zip(optimizer.param_groups, self._rate_groups, values, strict=True):
+                since = self._thawed_at.get(name or "", 0)
+                group["lr"] = value * self.learning_rates.factor(state.global_step, since, state.max_steps)
+        self._rates = [float(group["lr"]) for group in optimizer.param_groups]
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Adds the number of trainable parameters and the rate of each learning group, where the loss is logged."""
+        if not logs or "loss" not in logs or not self.phases:
+            return
+        extra: dict[str, Any] = {"trainable_parameters": self.phases[-1]["trainable_parameters"]}
+        learning = self.phases[-1]["groups"]
+        for name, rate in reversed(list(zip(self._rate_groups, self._rates, strict=True))):
+            if name in learning:
+                extra[f"learning_rate/{name}"] = rate
+        logs.update(extra)
+        if state.log_history and state.log_history[-1].get("loss") == logs["loss"]:
+            state.log_history[-1].update(extra)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Leaves the model as it was found: hooks removed, the same parameters trainable."""
+        if self._still is not None:
+            self._still.release()
+            set_trainable(kwargs["model"], self._found)
+
+    def _check(self, args: Any, model: nn.Module, optimizer: Any, scheduler: Any) -> None:
+        groups = self.groups
+        assert groups is not None
+        if getattr(self.schedule, "needs_head", False):
+            groups.require_head(self.schedule.name)
+        if getattr(self.schedule, "needs_evaluation", False) and args.eval_strategy == "no":
+            raise ValueError(
+                f'`{self.schedule.name}` thaws when the evaluation metric stops improving, but `eval_strategy` is "no". '
+                'Set `eval_strategy="epoch"` or `"steps"`.'
+            )
+        if self.learning_rates is not None and self.learning_rates.changes_with_step:
+            if not isinstance(scheduler, LambdaLR):
+                raise ValueError(
+                    f"Rates that change after a thaw need a scheduler that computes each rate anew (linear, cosine, "
+                    f"constant ...), but got {type(scheduler).__name__}. Use `warmup_steps=0` or another "
+                    "`lr_scheduler_type`."
+                )
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        named = dict(model.named_parameters())
+        missing = sorted(n for n in ever_learning_names(self.schedule, model, groups) if id(named[n]) not in held)
+        if missing:
+            raise RuntimeError(
+                f"The optimizer must hold every parameter that will ever learn, but lacks {len(missing)} of them, e.g. "
+                f"{missing[0]!r}: they were frozen when Trainer made it and would never train. Do not freeze the model "
+                "yourself before training, or use `attach(trainer, schedule=...)`."
+            )
+
+    def _replay(self, args: Any, state: Any, model: nn.Module) -> None:
+        """Works out the phases before a resumed step, for the thaw steps and the record."""
+        self.phases, self._thawed_at, self._learning = [], {}, frozenset()
+        steps: Any = range(state.global_step)
+        if getattr(self.schedule, "needs_evaluation", False):
+            steps = sorted({0, *(entry.get("step", 0) for entry in state.log_history)} - {state.global_step})
+        for step in steps:
+            learning = learning_names(self.schedule, progress_of(args, state, step), model, self.groups)
+            if learning != self._learning:
+                self._note(learning, step, model)
+
+    def _note(self, learning: frozenset[str], step: int, model: nn.Module) -> None:
+        assert self.groups is not None
+        names = [group.name for group in self.groups if any(n in learning for n in group.parameters)]
+        before = self.phases[-1]["groups"] if self.phases else []
+        self._thawed_at.update({name: step for name in names if name not in before})
+        self._learning = learning
+        count = sum(p.numel() for n, p in model.named_parameters() if n in learning)
+        self.phases.append({"step": step, "groups": names, "trainable_parameters": count})
+
+    def _apply(self, learning: frozenset[str], state: Any, model: nn.Module) -> None:
+        set_trainable(model, learning)
+        assert self._still is not None
+        self._still.update(learning)
+        if learning != self._learning:
+            self._note(learning, state.global_step, model)
+        logger.info(
+            "Step %d: %s learn (%s parameters).",
+            state.global_step,
+            ", ".join(self.phases[-1]["groups"]),
+            f"{self.phases[-1]['trainable_parameters']:,}",
+        )
+
+
+def _covers(groups: LayerGroups, model: nn.Module) -> bool:
+    return {n for group in groups for n in group.parameters} == {n for n, _ in model.named_parameters()}
+
+
+def _non_reentrant(args: Any) -> bool:
+    return not (args.activation_checkpointing_kwargs or {}).get("use_reentrant", False)
+
+
+def solve_output_layer(model: nn.Module, groups: LayerGroups, dataloader: Any, regularization: float | None) -> None:
+    """
+    Solves the model's own output layer on that layer's real input over the training data, and writes it.
+
+    Args:
+        model (`nn.Module`):
+            The model.
+        groups (`LayerGroups`):
+            Its layer groups; the last is the head.
+        dataloader (`DataLoader`):
+            Trainer's loader; its dataset and collator are used, in order, without touching its random state.
+        regularization (`float`, *optional*):
+            See [`LinearProbeThenFineTune`].
+
+    Raises:
+        ValueError: If the data has no length, or the head no linear output layer.
+    """
+    if not hasattr(dataloader.dataset, "__len__"):
+        raise ValueError(
+            "`lp-ft` solves the head on the whole training set, but the dataset is a stream without length."
+        )
+    layer = find_output_layer(model, groups[-1].parameters)
+    features, labels = extract_features(
+        model, dataloader.dataset, dataloader.collate_fn, module=layer, progress="Solving the head"
+    )
+    problem = getattr(model.config, "problem_type", None)
+    if problem is None:
+        multi = "multi_label_classification" if labels.ndim == 2 else "single_label_classification"
+        problem = "regression" if labels.dtype.kind == "f" and labels.ndim == 1 else multi
+    head = solve_linear_head(
+        features, labels, problem_type=problem, outputs=layer.out_features, regularization=regularization
+    )
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(head.weight))
+        if layer.bias is not None:
+            layer.bias.copy_(torch.from_numpy(head.bias))
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            for parameter in layer.parameters():
+                torch.distributed.broadcast(parameter, 0)
+
+
+class NonFiniteLossCallback(TrainerCallback):
+    """Stops the run at the step whose loss is NaN or infinite, before the weights are spoilt; Trainer would go on."""
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+        self._losses: list[torch.Tensor] = []
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Watches what the model returns."""
+        self._losses = []
+
+        def keep(module: nn.Module, inputs: Any, outputs: Any) -> None:
+            loss = outputs.get("loss") if hasattr(outputs, "get") else None
+            if module.training and loss is not None:
+                self._losses.append(loss.detach())
+
+        self._handle = kwargs["model"].register_forward_hook(keep)
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Raises before the step is taken."""
+        losses, self._losses = self._losses, []
+        if losses and not torch.isfinite(torch.stack([loss.mean() for loss in losses])).all():
+            raise RuntimeError(
+                f"The loss became {losses[-1].mean().item()} at step {state.global_step + 1}, so the run was stopped. "
+                "Lower `learning_rate`, add `warmup_steps`, or look for bad rows in the data."
+            )
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stops watching."""
+        if self._handle is not None:
+            self._handle.remove()
+
+
+class InterruptCallback(TrainerCallback):
+    """Lets the first Ctrl-C finish the step and save a checkpoint; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self.interrupted = False
+        self._before: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Takes the signal over, in the main thread."""
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._note)
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.interrupted = True
+        signal.signal(signal.SIGINT, self._before)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Saves and stops."""
+        if self.interrupted:
+            control.should_save = True
+            control.should_training_stop = True
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Gives the signal back."""
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)

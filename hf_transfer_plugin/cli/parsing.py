@@ -1,0 +1,73 @@
+"""Parsers whose errors are one sentence."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser that reports a fault without printing hundreds of flags."""
+
+    def error(self, message: str) -> NoReturn:
+        """
+        Args:
+            message (`str`):
+                What is wrong.
+
+        Raises:
+            SystemExit: With code 2.
+        """
+        print(f"error: {message}. Run `{self.prog} --help` for the flags.", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def parser_for(command: str, description: str, example: str) -> OneLineParser:
+    """
+    Args:
+        command (`str`):
+            The command.
+        description (`str`):
+            What it does.
+        example (`str`):
+            A command line that works.
+
+    Returns:
+        `OneLineParser`: A parser with both in its help.
+    """
+    return OneLineParser(
+        prog=f"hf-transfer-plugin {command}",
+        description=description,
+        epilog=f"Example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def typed_names(argv: Sequence[str]) -> set[str]:
+    """
+    Args:
+        argv (`Sequence[str]`):
+            The command line.
+
+    Returns:
+        `set[str]`: Names of the flags in it, without dashes.
+    """
+    return {word[2:].split("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
+
+
+def table(rows: Sequence[Sequence[Any]]) -> str:
+    """
+    Args:
+        rows (`Sequence[Sequence[Any]]`):
+            The first is the head.
+
+    Returns:
+        `str`: Columns side by side, the first to the left, the others to the right.
+    """
+    texts = [[f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+    widths = [max(len(row[i]) for row in texts) for i in range(len(texts[0]))]
+    lines = [
+        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        for row in texts
+    ]
+    return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])

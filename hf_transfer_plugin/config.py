@@ -1,0 +1,262 @@
+"""What a run is asked to do, as plain values; imports no strategy, no torch, and reads only YAML and JSON."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+STRATEGY_NAMES = (
+    "full",
+    "feature-extraction",
+    "freeze-first",
+    "freeze-pattern",
+    "bitfit",
+    "norm-only",
+    "gradual-unfreezing",
+    "chain-thaw",
+    "lp-ft",
+    "plateau",
+    "layer-sampling",
+)
+LEARNING_RATE_NAMES = ("layerwise-decay", "slanted-triangular")
+TASK_NAMES = ("text-classification",)
+PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
+
+
+class ConfigError(ValueError):
+    """
+    Everything that is wrong with a configuration, told at once.
+
+    Args:
+        problems (`Iterable[str]`):
+            One sentence for each fault: what was expected, what was got, what to do.
+    """
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+def parse_spec(value: str | Mapping[str, Any], names: tuple[str, ...], flag: str) -> dict[str, Any]:
+    """
+    Brings a strategy given as a name, a JSON text or a mapping into the one form `{"name": ..., **fields}`.
+
+    Args:
+        value (`str` or `Mapping`):
+            `"freeze-first"`, `'{"name": "freeze-first", "k": 3}'` or the mapping itself.
+        names (`tuple[str, ...]`):
+            The names that exist.
+        flag (`str`):
+            Field the value came from, for the message.
+
+    Returns:
+        `dict[str, Any]`: The name and its fields.
+
+    Raises:
+        ConfigError: If the text is no JSON object, or the name is unknown or missing.
+    """
+    spec: Any = value
+    if isinstance(value, str):
+        if value.lstrip().startswith("{"):
+            try:
+                spec = json.loads(value)
+            except json.JSONDecodeError as error:
+                raise ConfigError([
+                    f"`{flag}` must be a name or a JSON object, but {value!r} is no JSON ({error})."
+                ]) from error
+        else:
+            spec = {"name": value}
+    if not isinstance(spec, Mapping) or spec.get("name") not in names:
+        got = spec.get("name") if isinstance(spec, Mapping) else spec
+        raise ConfigError([f"`{flag}` must name one of {', '.join(names)}, but got {got!r}."])
+    return dict(spec)
+
+
+@dataclass(frozen=True)
+class TransferConfig:
+    """
+    One transfer-learning run. What the Trainer already has a name for (output folder, seed, rates, epochs) stays in
+    `TrainingArguments`; the two share no field name.
+
+    Args:
+        model (`str`):
+            Pretrained model: a Hub id or a local folder.
+        dataset (`str`):
+            A Hub id, a CSV/TSV/JSON/Parquet file, a folder of such files named after their splits, or a folder written
+            by `Dataset.save_to_disk`.
+        task (`str`, *optional*, defaults to `"text-classification"`):
+            What the model shall do, named as the Hub's pipeline tags.
+        strategy (`str` or `dict`, *optional*):
+            Which layers learn when: a name, or a JSON object such as `{"name": "freeze-first", "k": 3}`. Without it
+            the strategy that the committed comparison shows best.
+        learning_rates (`str` or `dict`, *optional*):
+            How the rate differs between layer groups, in the same form.
+        base_model_id (`str`, *optional*):
+            Hub id that the card names as the base model, where `model` is a local folder.
+        model_revision (`str`, *optional*):
+            Branch, tag or commit of the model.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Run code that comes with the model or dataset. Only ever on when typed.
+        dataset_config (`str`, *optional*):
+            Name of the dataset's configuration (subset).
+        train_split (`str`, *optional*, defaults to `"train"`):
+            Name of the split to learn from.
+        validation_split (`str`, *optional*, defaults to `"validation"`):
+            Name of the validation split. Where it is missing, a seeded, stratified part of train is held out.
+        test_split (`str`, *optional*, defaults to `"test"`):
+            Name of the test split, touched once, at the end.
+        validation_fraction (`float`, *optional*, defaults to 0.1):
+            Share of train held out where there is no validation split.
+        max_train_samples (`int`, *optional*):
+            Learn from that many rows only, drawn stratified by label with the run's seed.
+        text_column (`str`, *optional*):
+            Column of the text. Guessed where it is not given.
+        text_pair_column (`str`, *optional*):
+            Column of the second text, for pairs.
+        label_column (`str`, *optional*):
+            Column of the label. Guessed where it is not given.
+        class_names (`list[str]`, *optional*):
+            Names of the classes in the order of their numbers.
+        problem_type (`str`, *optional*):
+            `"single_label_classification"`, `"multi_label_classification"` or `"regression"`; told from the labels
+            where it is not given.
+        max_length (`int`, *optional*):
+            Texts are truncated to that many tokens; without it to what the model can read.
+        early_stopping_patience (`int`, *optional*):
+            Stop after that many evaluations without improvement.
+
+    Raises:
+        ConfigError: With every fault at once.
+
+    Example:
+    ```python
+    >>> TransferConfig(model="sentence-transformers/all-MiniLM-L6-v2", dataset="reviews.csv", strategy="lp-ft")
+    ```
+    """
+
+    model: str = field(metadata={"help": "Pretrained model: a Hub id or a local folder."})
+    dataset: str = field(
+        metadata={"help": "Hub id, CSV/TSV/JSON/Parquet file, folder of such files, or saved dataset folder."}
+    )
+    task: str = field(default="text-classification", metadata={"help": f"One of: {', '.join(TASK_NAMES)}."})
+    strategy: str | None = field(
+        default=None,
+        metadata={"help": f"Which layers learn when: {', '.join(STRATEGY_NAMES)}, or a JSON object with its fields."},
+    )
+    learning_rates: str | None = field(
+        default=None,
+        metadata={"help": f"Rates per layer group: {', '.join(LEARNING_RATE_NAMES)}, or a JSON object."},
+    )
+    base_model_id: str | None = field(default=None, metadata={"help": "Hub id of a local base model, for the card."})
+    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration (subset) of the dataset."})
+    train_split: str = field(default="train", metadata={"help": "Split to learn from."})
+    validation_split: str = field(default="validation", metadata={"help": "Split to validate on."})
+    test_split: str = field(default="test", metadata={"help": "Split that is touched once, at the end."})
+    validation_fraction: float = field(default=0.1, metadata={"help": "Held out of train without a validation split."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Learn from that many rows only."})
+    text_column: str | None = field(default=None, metadata={"help": "Column of the text."})
+    text_pair_column: str | None = field(default=None, metadata={"help": "Column of the second text, for pairs."})
+    label_column: str | None = field(default=None, metadata={"help": "Column of the label."})
+    class_names: list[str] | None = field(
+        default=None, metadata={"help": "Class names in the order of their numbers."}
+    )
+    problem_type: str | None = field(default=None, metadata={"help": f"One of: {', '.join(PROBLEM_TYPES)}."})
+    max_length: int | None = field(default=None, metadata={"help": "Truncate texts to that many tokens."})
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Stop after that many evaluations without improvement."}
+    )
+
+    def __post_init__(self) -> None:
+        problems = [*self._name_problems(), *self._number_problems()]
+        if problems:
+            raise ConfigError(problems)
+
+    def _name_problems(self) -> Iterable[str]:
+        for name in ("model", "dataset"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or not value.strip():
+                yield f"`{name}` must be a Hub id or a path, but got {value!r}."
+        if self.task not in TASK_NAMES:
+            yield f"`task` must be one of {', '.join(TASK_NAMES)}, but got {self.task!r}."
+        if self.problem_type is not None and self.problem_type not in PROBLEM_TYPES:
+            yield f"`problem_type` must be one of {', '.join(PROBLEM_TYPES)}, but got {self.problem_type!r}."
+        for flag, names in (("strategy", STRATEGY_NAMES), ("learning_rates", LEARNING_RATE_NAMES)):
+            value = getattr(self, flag)
+            if value is not None:
+                try:
+                    parse_spec(value, names, flag)
+                except ConfigError as error:
+                    yield from error.problems
+        names = self.class_names
+        if names is not None and (isinstance(names, str) or len(names) < 2 or len(set(names)) < len(names)):
+            yield f"`class_names` must be at least two different names, but got {names!r}."
+
+    def _number_problems(self) -> Iterable[str]:
+        if not isinstance(self.validation_fraction, (int, float)) or not 0 < self.validation_fraction < 1:
+            yield f"`validation_fraction` must lie between 0 and 1, but got {self.validation_fraction!r}."
+        for name in ("max_train_samples", "max_length", "early_stopping_patience"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                yield f"`{name}` must be a whole number of at least 1, but got {value!r}."
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "TransferConfig":
+        """
+        Builds a configuration from a mapping, e.g. of a YAML file.
+
+        Args:
+            values (`Mapping[str, Any]`):
+                Field names and values.
+
+        Returns:
+            `TransferConfig`: The configuration.
+
+        Raises:
+            ConfigError: If a key is unknown, a required one is missing, or a value is wrong.
+        """
+        known = {f.name for f in fields(cls)}
+        problems = [
+            f"Unknown key {key!r}; the keys are {', '.join(sorted(known))}." for key in values if key not in known
+        ]
+        problems += [f"`{key}` is required but missing." for key in ("model", "dataset") if key not in values]
+        if problems:
+            raise ConfigError(problems)
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """
+        Returns:
+            `dict[str, Any]`: The fields as JSON values.
+        """
+        return asdict(self)
+
+
+def read_config_file(path: str | Path) -> dict[str, Any]:
+    """
+    Reads the keys of a YAML or JSON file.
+
+    Args:
+        path (`str` or `Path`):
+            The file.
+
+    Returns:
+        `dict[str, Any]`: Its keys and values.
+
+    Raises:
+        ConfigError: If the file is missing or holds no mapping.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError([f"`--config` must name a YAML file, but there is no file {str(path)!r}."])
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError([f"{str(path)!r} is no YAML: {error}"]) from error
+    if not isinstance(values, dict):
+        raise ConfigError([f"{str(path)!r} must hold keys and values, but holds {type(values).__name__}."])
+    return values

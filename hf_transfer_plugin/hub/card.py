@@ -1,0 +1,102 @@
+"""The model card, rendered from a record alone."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from hf_transfer_plugin.record import TransferRecord, write_atomically
+
+TEMPLATES = Path(__file__).parent / "templates"
+MEASURES = {
+    "accuracy": "Accuracy",
+    "precision_macro": "Precision (macro)",
+    "recall_macro": "Recall (macro)",
+    "f1_macro": "F1 (macro)",
+    "mse": "Mean squared error",
+    "mae": "Mean absolute error",
+    "r2": "R²",
+    "pearson": "Pearson's r",
+    "loss": "Loss",
+}
+_SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~$-])")
+
+
+def escape(text: Any) -> str:
+    """
+    Makes text from data harmless in Markdown and HTML.
+
+    Args:
+        text (`Any`):
+            A class name, a column, a dataset's name.
+
+    Returns:
+        `str`: One line without markup.
+    """
+    line = " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _SPECIAL.sub(r"\\\1", line)
+
+
+def render_card(record: TransferRecord, path: str | Path | None = None) -> str:
+    """
+    Renders the card of a record: the same record always gives the same card.
+
+    Args:
+        record (`TransferRecord`):
+            The record.
+        path (`str` or `Path`, *optional*):
+            Also write it there, atomically.
+
+    Returns:
+        `str`: The card with its metadata.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,  # noqa: S701  Markdown is escaped by the filter `text`
+    )
+    environment.filters["text"] = escape
+    environment.filters["number"] = _number
+    has_plot = path is not None and (Path(path).parent / "schedule.png").is_file()
+    body = environment.get_template("model_card.md").render(record=record, measures=MEASURES, has_plot=has_plot)
+    card = f"---\n{_metadata(record).to_yaml()}\n---\n{body}"
+    if path is not None:
+        write_atomically(path, card)
+    return card
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:,.0f}"
+
+
+def _metadata(record: TransferRecord) -> ModelCardData:
+    known = {name: value for name, value in record.metrics.items() if name in MEASURES and name != "loss"}
+    name = f"{record.base_model.split('/')[-1]}-{record.dataset.get('name', 'data').split('/')[-1].split('.')[0]}"
+    results = [
+        EvalResult(
+            task_type=record.task,
+            dataset_type=str(record.dataset.get("name", "local")),
+            dataset_name=str(record.dataset.get("name", "local data")),
+            dataset_split=record.metrics_split,
+            metric_type=metric,
+            metric_name=MEASURES[metric],
+            metric_value=round(value, 5),
+        )
+        for metric, value in known.items()
+    ]
+    hub_dataset = not record.dataset.get("local", True)
+    return ModelCardData(
+        library_name="transformers",
+        pipeline_tag=record.task,
+        base_model=record.base_model_id,
+        base_model_relation="finetune" if record.base_model_id else None,
+        datasets=[record.dataset["name"]] if hub_dataset else None,
+        metrics=sorted({metric.removesuffix("_macro") for metric in known}),
+        tags=["hf-transfer-plugin", "transfer-learning", record.strategy.get("name", "full")],
+        model_name=name if results else None,
+        eval_results=results or None,
+    )

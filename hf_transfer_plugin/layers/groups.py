@@ -1,0 +1,136 @@
+"""The nouns: a layer group, and the ordered sequence of all of them."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class LayerGroup:
+    """
+    Parameters that are frozen, thawed and rated together.
+
+    Args:
+        name (`str`):
+            `"embeddings"`, `"layer.3"`, `"head"`, ...
+        parameters (`tuple[str, ...]`):
+            Names as in `model.named_parameters()`.
+    """
+
+    name: str
+    parameters: tuple[str, ...]
+
+
+class LayerGroups(Sequence[LayerGroup]):
+    """
+    All parameters of a model in groups, input first and head last; every parameter stands in exactly one group.
+    Printing it gives a table.
+
+    Args:
+        groups (`Sequence[LayerGroup]`):
+            The groups.
+        model (`nn.Module`):
+            The model they were found in; sizes are counted from it, it is not kept.
+        rule (`str`):
+            Which rule found them.
+        verified (`bool`):
+            Whether a forward pass confirmed the order.
+        tied_head (`bool`):
+            Whether the output layer shares its weights with the embeddings, so that there is no head group.
+
+    Raises:
+        ValueError: If a parameter of the model stands in no group or in two.
+    """
+
+    def __init__(
+        self, groups: Sequence[LayerGroup], model: nn.Module, *, rule: str, verified: bool, tied_head: bool = False
+    ) -> None:
+        self._groups = tuple(group for group in groups if group.parameters)
+        self.rule, self.verified, self.tied_head = rule, verified, tied_head
+        sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+        listed = [name for group in self._groups for name in group.parameters]
+        wrong = sorted(
+            (set(sizes) ^ set(listed)) | {name for name in listed if listed.count(name) > 1 and len(listed) < 2000}
+        )
+        if wrong or len(listed) != len(sizes):
+            raise ValueError(
+                f"Every parameter of {type(model).__name__} must stand in exactly one layer group, but these do not: "
+                f"{', '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''}. Add a pattern that matches them."
+            )
+        self.sizes = tuple(sum(sizes[name] for name in group.parameters) for group in self._groups)
+        self.model_name = getattr(getattr(model, "config", None), "name_or_path", "") or type(model).__name__
+
+    @overload
+    def __getitem__(self, index: int) -> LayerGroup: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[LayerGroup, ...]: ...
+    def __getitem__(self, index: int | slice) -> LayerGroup | tuple[LayerGroup, ...]:
+        return self._groups[index]
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def __iter__(self) -> Iterator[LayerGroup]:
+        return iter(self._groups)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """
+        Returns:
+            `tuple[str, ...]`: Names of the groups, input first.
+        """
+        return tuple(group.name for group in self._groups)
+
+    @property
+    def has_head(self) -> bool:
+        """
+        Returns:
+            `bool`: Whether the last group is a task head of its own.
+        """
+        return self.names[-1] == "head"
+
+    def require_head(self, strategy: str) -> None:
+        """
+        Refuses a strategy that trains or solves only the head, where there is none.
+
+        Args:
+            strategy (`str`):
+                Name of the strategy, for the message.
+
+        Raises:
+            ValueError: If the model has no head group.
+        """
+        if not self.has_head:
+            why = (
+                "its output layer shares its weights with the embeddings" if self.tied_head else "it has no task head"
+            )
+            raise ValueError(
+                f"`{strategy}` needs a head group of its own, but {self.model_name!r} has none: {why}. "
+                "Use `gradual-unfreezing` or `freeze-first`, or a model class with a head."
+            )
+
+    def summary(self) -> str:
+        """
+        Returns:
+            `str`: The names shortened for a message, e.g. `"embeddings, layer.0 ... layer.11, head"`.
+        """
+        names = self.names
+        return ", ".join(names) if len(names) <= 5 else f"{names[0]}, {names[1]} ... {names[-2]}, {names[-1]}"
+
+    def __str__(self) -> str:
+        total = max(sum(self.sizes), 1)
+        width = max(len(name) for name in self.names) + 2
+        lines = [f"{'':>4}  {'group':<{width}}{'parameters':>14}{'share':>9}"]
+        lines += [
+            f"{i:>4}  {group.name:<{width}}{size:>14,}{size / total:>9.1%}"
+            for i, (group, size) in enumerate(zip(self._groups, self.sizes, strict=True))
+        ]
+        lines.append(f"{'':>4}  {'total':<{width}}{total:>14,}")
+        lines.append(f"found by: {self.rule} ({'verified by a forward pass' if self.verified else 'unverified'})")
+        if self.tied_head:
+            lines.append("The output layer shares its weights with the embeddings: there is no head group.")
+        return "\n".join(lines)
+
+    __repr__ = __str__

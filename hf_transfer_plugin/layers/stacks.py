@@ -1,0 +1,159 @@
+"""Where a model keeps its blocks: lists of same-class modules, and the family rules that order several of them."""
+
+import re
+from dataclasses import dataclass, field
+
+from torch import nn
+
+_SCALE = re.compile(r"(^|\.)(logit_scale|temperature|text_projection)")
+
+
+@dataclass(frozen=True)
+class Stack:
+    """
+    Blocks in the order in which data passes them.
+
+    Args:
+        path (`str`):
+            Name of the list in `model.named_modules()`.
+        blocks (`tuple[str, ...]`):
+            Names of the blocks.
+        size (`int`):
+            Parameters in them.
+    """
+
+    path: str
+    blocks: tuple[str, ...]
+    size: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """
+    Blocks of a whole model as groups: `names[i]` holds the modules `members[i]`.
+
+    Args:
+        rule (`str`):
+            The family rule that applied.
+        names (`tuple[str, ...]`):
+            Names of the groups, input first.
+        members (`tuple[tuple[str, ...], ...]`):
+            Module names of each group; several where towers run side by side.
+        chains (`tuple[tuple[str, ...], ...]`):
+            Sequences of modules that must run in this order.
+    """
+
+    rule: str
+    names: tuple[str, ...]
+    members: tuple[tuple[str, ...], ...]
+    chains: tuple[tuple[str, ...], ...] = field(default=())
+
+
+def _size(module: nn.Module) -> int:
+    return sum({id(p): p.numel() for p in module.parameters()}.values())
+
+
+def find_stacks(model: nn.Module, *, smallest: int = 2) -> list[Stack]:
+    """
+    Finds the outermost lists of same-class modules, the largest first.
+
+    Args:
+        model (`nn.Module`):
+            The model.
+        smallest (`int`, *optional*, defaults to 2):
+            A list must have that many modules.
+
+    Returns:
+        `list[Stack]`: The stacks; the stages of staged vision models are flattened to their blocks.
+    """
+    stacks: list[Stack] = []
+    staged = hasattr(getattr(model, "config", None), "depths")
+    for path, module in model.named_modules():
+        inside = any(path.startswith(f"{stack.path}.") for stack in stacks)
+        if inside or not isinstance(module, nn.ModuleList) or len(module) < smallest:
+            continue
+        if len({type(child) for child in module}) > 1 or not _size(module):
+            continue
+        blocks = tuple(block for i, child in enumerate(module) for block in _flatten(child, f"{path}.{i}", staged))
+        stacks.append(Stack(path, blocks, _size(module)))
+    return sorted(stacks, key=lambda stack: -stack.size)
+
+
+def _flatten(stage: nn.Module, path: str, staged: bool) -> tuple[str, ...]:
+    """The blocks inside a stage; the stage itself where it has no inner list that holds most of its weights."""
+    if isinstance(stage, nn.ModuleList):
+        return tuple(f"{path}.{i}" for i in range(len(stage)))
+    if staged:
+        for name, inner in stage.named_modules():
+            if isinstance(inner, (nn.ModuleList, nn.Sequential)) and len(inner) and _size(inner) > _size(stage) / 2:
+                if len({type(child) for child in inner}) == 1:
+                    return tuple(f"{path}.{name}.{i}" for i in range(len(inner)))
+    return (path,)
+
+
+def candidate_layouts(model: nn.Module) -> list[Layout]:
+    """
+    Lists the layouts that a model may have, the likeliest first; a forward pass then decides.
+
+    Args:
+        model (`nn.Module`):
+            The model.
+
+    Returns:
+        `list[Layout]`: The family rules that apply, then each stack alone, the largest first.
+    """
+    stacks = find_stacks(model)
+    layouts = []
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        encoder, decoder = _side(stacks, "encoder"), _side(stacks, "decoder")
+        if encoder and decoder:
+            layouts.append(_in_sequence({"encoder": encoder, "decoder": decoder}))
+    if len(stacks) > 1 and any(_SCALE.search(name) for name, _ in model.named_parameters()):
+        layouts.append(_side_by_side(stacks))
+    total = _size(model)
+    layouts += [_single(stack) for stack in stacks if stack.size > total / 20]
+    if not layouts and getattr(getattr(model, "config", None), "num_hidden_layers", 1) > 1:
+        shared = find_stacks(model, smallest=1)
+        layouts += [Layout("weights shared by all layers", ("shared",), (s.blocks,), (s.blocks,)) for s in shared[:1]]
+    return layouts
+
+
+def _side(stacks: list[Stack], side: str) -> Stack | None:
+    """Largest stack whose path first speaks of this side."""
+    for stack in stacks:
+        found = re.search(r"encoder|decoder", stack.path)
+        if found and found.group() == side:
+            return stack
+    return None
+
+
+def _in_sequence(sides: dict[str, Stack]) -> Layout:
+    named = [(f"{side}.{i}", block) for side, stack in sides.items() for i, block in enumerate(stack.blocks)]
+    return Layout(
+        "encoder before decoder",
+        tuple(name for name, _ in named),
+        tuple((block,) for _, block in named),
+        tuple(stack.blocks for stack in sides.values()),
+    )
+
+
+def _side_by_side(stacks: list[Stack]) -> Layout:
+    towers = [stack.blocks for stack in stacks if stack.size > stacks[0].size / 50][:2]
+    depth = max(len(blocks) for blocks in towers)
+    # Aligned at the output: blocks equally far from it share a group.
+    members = tuple(
+        tuple(blocks[len(blocks) - far] for blocks in towers if far <= len(blocks)) for far in range(depth, 0, -1)
+    )
+    return Layout("two towers side by side", tuple(f"towers.{i}" for i in range(depth)), members, tuple(towers))
+
+
+def _single(stack: Stack) -> Layout:
+    root = stack.path.rsplit(".", 1)[0] + "." if "." in stack.path else ""
+    staged = any(block.count(".") > stack.path.count(".") + 1 for block in stack.blocks)
+    names = tuple(block.removeprefix(root) for block in stack.blocks)
+    return Layout(
+        f"stages of {stack.path}" if staged else f"largest list of blocks, {stack.path}",
+        names,
+        tuple((block,) for block in stack.blocks),
+        (stack.blocks,),
+    )

@@ -1,0 +1,108 @@
+"""Metrics over scikit-learn that work offline, alone or inside `evaluate.combine`."""
+
+from typing import Any, ClassVar
+
+import datasets
+import evaluate
+import numpy as np
+from sklearn import metrics as sklearn_metrics
+
+_CITATION = "Pedregosa et al. (2011), Scikit-learn: Machine Learning in Python, JMLR 12."
+
+
+class _ScikitMetric(evaluate.Metric):
+    """Shared frame: the feature types of predictions and references, and no file lock for in-memory use."""
+
+    metric_name: ClassVar[str]
+    description: ClassVar[str]
+    value_type: ClassVar[str] = "int64"
+
+    def __init__(self, config_name: str | None = None, **kwargs: Any) -> None:
+        super().__init__(config_name=config_name, keep_in_memory=True, **kwargs)
+
+    def _info(self) -> evaluate.MetricInfo:
+        value: Any = datasets.Value(self.value_type)
+        if self.config_name == "multilabel":
+            value = datasets.Sequence(value)
+        return evaluate.MetricInfo(
+            module_name=self.metric_name,
+            description=self.description,
+            citation=_CITATION,
+            features=datasets.Features({"predictions": value, "references": value}),
+        )
+
+
+class Accuracy(_ScikitMetric):
+    """Share of examples whose every label is right. `config_name="multilabel"` for rows of 0/1."""
+
+    metric_name = "accuracy"
+    description = "Share of examples predicted right."
+
+    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        return {"accuracy": float(sklearn_metrics.accuracy_score(references, predictions))}
+
+
+class _ClassAveraged(_ScikitMetric):
+    """Macro average and the value of each class; a class never predicted counts as 0, not as an error."""
+
+    def _compute(self, predictions: Any, references: Any, labels: list[int] | None = None) -> dict[str, Any]:
+        values = sklearn_metrics.precision_recall_fscore_support(
+            references, predictions, labels=labels, average=None, zero_division=0
+        )
+        mine = values[("precision", "recall", "f1").index(self.metric_name)]
+        return {
+            f"{self.metric_name}_macro": float(np.mean(mine)),
+            f"{self.metric_name}_per_class": [float(v) for v in mine],
+        }
+
+
+class Precision(_ClassAveraged):
+    """TP / (TP + FP), macro and per class."""
+
+    metric_name = "precision"
+    description = "TP / (TP + FP), as macro average and for each class."
+
+
+class Recall(_ClassAveraged):
+    """TP / (TP + FN), macro and per class."""
+
+    metric_name = "recall"
+    description = "TP / (TP + FN), as macro average and for each class."
+
+
+class F1(_ClassAveraged):
+    """Harmonic mean of precision and recall, macro and per class."""
+
+    metric_name = "f1"
+    description = "2 PR / (P + R), as macro average and for each class."
+
+
+class ConfusionMatrix(_ScikitMetric):
+    """Counts; rows are the true classes, columns the predicted ones."""
+
+    metric_name = "confusion_matrix"
+    description = "Counts of true class (row) by predicted class (column)."
+
+    def _compute(self, predictions: Any, references: Any, labels: list[int] | None = None) -> dict[str, Any]:
+        return {"confusion_matrix": sklearn_metrics.confusion_matrix(references, predictions, labels=labels).tolist()}
+
+
+class RegressionError(_ScikitMetric):
+    """Mean squared error, mean absolute error, R² and Pearson's r."""
+
+    metric_name = "regression_error"
+    description = "Mean squared error, mean absolute error, R2 and Pearson correlation."
+    value_type = "float64"
+
+    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        x, y = np.asarray(predictions, dtype=float), np.asarray(references, dtype=float)
+        varies = len(x) > 1 and x.std() > 0 and y.std() > 0
+        return {
+            "mse": float(sklearn_metrics.mean_squared_error(y, x)),
+            "mae": float(sklearn_metrics.mean_absolute_error(y, x)),
+            "r2": float(sklearn_metrics.r2_score(y, x)) if len(x) > 1 else 0.0,
+            "pearson": float(np.corrcoef(x, y)[0, 1]) if varies else 0.0,
+        }
+
+
+METRICS = {m.metric_name: m for m in (Accuracy, Precision, Recall, F1, ConfusionMatrix, RegressionError)}

@@ -1,0 +1,90 @@
+"""The measured defaults (benchmarks/strategies.py), and how a run falls back on them."""
+
+import dataclasses
+from collections.abc import Collection
+from typing import Any
+
+from transformers import TrainingArguments
+
+from hf_transfer_plugin.config import LEARNING_RATE_NAMES, STRATEGY_NAMES, TransferConfig, parse_spec
+from hf_transfer_plugin.freezing import POLICIES
+from hf_transfer_plugin.learning_rates import LEARNING_RATES
+from hf_transfer_plugin.schedules import SCHEDULES
+
+DEFAULT_STRATEGY: dict[str, Any] = {"name": "gradual-unfreezing", "until": 0.2}
+DEFAULT_LEARNING_RATES: dict[str, Any] = {"name": "layerwise-decay", "decay": 0.9}
+DEFAULT_ARGUMENTS: dict[str, Any] = {
+    "learning_rate": 2e-4,
+    "warmup_steps": 0.1,
+    "weight_decay": 0.01,
+    "num_train_epochs": 3.0,
+    "per_device_train_batch_size": 16,
+    "per_device_eval_batch_size": 64,
+    "train_sampling_strategy": "group_by_length",
+    "eval_strategy": "epoch",
+    "save_strategy": "epoch",
+    "save_total_limit": 1,
+    "logging_steps": 0.02,
+    "dataloader_pin_memory": False,
+}
+
+
+def with_defaults(args: TrainingArguments, explicit: Collection[str] = ()) -> TrainingArguments:
+    """
+    Puts the measured defaults in the place of Trainer's own.
+
+    Args:
+        args (`TrainingArguments`):
+            The arguments; fields that differ from Trainer's defaults are kept.
+        explicit (`Collection[str]`, *optional*):
+            Fields to keep although they equal Trainer's default, because somebody typed them.
+
+    Returns:
+        `TrainingArguments`: A copy.
+    """
+    own = {f.name: f.default for f in dataclasses.fields(args) if f.init}
+    changes = {
+        name: value
+        for name, value in DEFAULT_ARGUMENTS.items()
+        if name not in explicit and getattr(args, name) == own.get(name)
+    }
+    if args.load_best_model_at_end and args.save_strategy != args.eval_strategy:
+        changes["save_strategy"] = changes.get("eval_strategy", args.eval_strategy)
+    return dataclasses.replace(args, **changes)
+
+
+def build_strategy(config: TransferConfig) -> tuple[Any, Any]:
+    """
+    Builds what a configuration only names.
+
+    Args:
+        config (`TransferConfig`):
+            The configuration.
+
+    Returns:
+        `tuple`: The policy or schedule, and the learning rates (`None` for `full` without a word about rates).
+
+    Raises:
+        ValueError: If a field is unknown or out of range.
+    """
+    spec = parse_spec(config.strategy or DEFAULT_STRATEGY, STRATEGY_NAMES, "strategy")
+    strategy = _build(spec, {**POLICIES, **SCHEDULES}, "strategy")
+    if config.learning_rates is not None:
+        rates = _build(
+            parse_spec(config.learning_rates, LEARNING_RATE_NAMES, "learning_rates"), LEARNING_RATES, "learning_rates"
+        )
+    else:
+        rates = None if spec["name"] == "full" else _build(DEFAULT_LEARNING_RATES, LEARNING_RATES, "learning_rates")
+    return strategy, rates
+
+
+def _build(spec: dict[str, Any], makers: dict[str, Any], flag: str) -> Any:
+    fields = {key: value for key, value in spec.items() if key != "name"}
+    try:
+        return makers[spec["name"]](**fields)
+    except TypeError as error:
+        wrong = str(error).split(") ")[-1]
+        raise ValueError(
+            f"`{flag}` {spec['name']!r} does not take the fields {fields or '{}'}: {wrong}. Give them as JSON, e.g. "
+            '`\'{"name": "freeze-first", "k": 3}\'`.'
+        ) from error

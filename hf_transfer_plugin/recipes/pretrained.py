@@ -1,0 +1,146 @@
+"""Loads the pretrained model and its processor, or says in one sentence why not."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from hf_transfer_plugin.config import TransferConfig
+from hf_transfer_plugin.tasks import TASKS, Task, TaskData
+
+
+def load_processor(config: TransferConfig) -> Any:
+    """
+    Loads the tokenizer.
+
+    Args:
+        config (`TransferConfig`):
+            Names the model.
+
+    Returns:
+        `PreTrainedTokenizerBase`: The tokenizer, with a padding token.
+
+    Raises:
+        ValueError: If it cannot be loaded.
+    """
+    processor = _load(transformers.AutoTokenizer, config)
+    if processor.pad_token is None:
+        if processor.eos_token is None:
+            raise ValueError(f"The tokenizer of {config.model!r} has neither a padding nor an end token to pad with.")
+        processor.pad_token = processor.eos_token
+    return processor
+
+
+def load_model(config: TransferConfig, task: Task, data: TaskData, processor: Any) -> nn.Module:
+    """
+    Loads the model with a head for the task's labels.
+
+    Args:
+        config (`TransferConfig`):
+            Names the model.
+        task (`Task`):
+            Names the auto class.
+        data (`TaskData`):
+            Names the classes.
+        processor (`PreTrainedTokenizerBase`):
+            Its padding token goes into the model's config.
+
+    Returns:
+        `nn.Module`: The model.
+
+    Raises:
+        ValueError: If it cannot be loaded.
+    """
+    names = data.class_names
+    settings: dict[str, Any] = {"problem_type": data.problem_type, "num_labels": data.outputs}
+    if names:
+        settings |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    model = _load(getattr(transformers, task.auto_class), config, ignore_mismatched_sizes=True, **settings)
+    if getattr(model.config, "pad_token_id", None) is None:
+        model.config.pad_token_id = processor.pad_token_id
+    return model
+
+
+def _load(auto_class: Any, config: TransferConfig, **settings: Any) -> Any:
+    path = Path(config.model).expanduser()
+    if not path.is_dir() and config.model.startswith(("/", "./", "../", "~")):
+        raise ValueError(f"`model` names a folder that does not exist: {config.model!r}. Check the path.")
+    try:
+        return auto_class.from_pretrained(
+            str(path) if path.is_dir() else config.model,
+            revision=config.model_revision or "main",
+            trust_remote_code=config.trust_remote_code,
+            **settings,
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"`model` must be a Hub id or the folder of a pretrained model, but {config.model!r} could not be loaded "
+            f"with {auto_class.__name__}: {first}"
+        ) from error
+
+
+def sketch_model(name: str, task: str | None = None, *, trust_remote_code: bool = False) -> nn.Module:
+    """
+    Builds a model from its config alone, with random weights, to look at its structure.
+
+    Args:
+        name (`str`):
+            Hub id or folder.
+        task (`str`, *optional*):
+            With the head of this task; else with the head that it was saved with.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Run code that comes with the model.
+
+    Returns:
+        `nn.Module`: The model; on the meta device above a billion parameters.
+
+    Raises:
+        ValueError: If the config cannot be loaded or has no such head.
+    """
+    if task is not None and task not in TASKS:
+        raise ValueError(f"`task` must be one of {', '.join(TASKS)}, but got {task!r}.")
+    settings = TransferConfig(model=name, dataset="-", trust_remote_code=trust_remote_code)
+    config = _load(transformers.AutoConfig, settings)
+    saved = getattr(transformers, (getattr(config, "architectures", None) or ["AutoModel"])[0], None)
+    auto = getattr(transformers, TASKS[task].auto_class) if task else saved or transformers.AutoModel
+    build = auto.from_config if hasattr(auto, "from_config") else auto
+    try:
+        with torch.device("meta"):
+            model = build(config)
+        return model if model.num_parameters() > 10**9 else build(config)
+    except (ValueError, KeyError) as error:
+        raise ValueError(
+            f"{name!r} ({type(config).__name__}) has no head for {task}: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def readable_length(config: TransferConfig, processor: Any, model: nn.Module) -> int:
+    """
+    How many tokens a row may have.
+
+    Args:
+        config (`TransferConfig`):
+            May set it.
+        processor (`PreTrainedTokenizerBase`):
+            May know it.
+        model (`nn.Module`):
+            May know it.
+
+    Returns:
+        `int`: The smallest of what they say, and 512 where nobody says anything.
+
+    Raises:
+        ValueError: If `max_length` is more than the model reads.
+    """
+    positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    known = [n for n in (positions, processor.model_max_length) if isinstance(n, int) and 0 < n < 10**6]
+    if config.max_length is not None:
+        if positions is not None and config.max_length > positions:
+            raise ValueError(
+                f"`max_length` must be at most {positions} for {config.model!r}, but got {config.max_length}."
+            )
+        return config.max_length
+    return min([*known, 512])

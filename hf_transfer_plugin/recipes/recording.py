@@ -1,0 +1,153 @@
+"""Fills the record of a run and writes the run folder from it."""
+
+import os
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hf_transfer_plugin.callbacks import FreezingCallback
+from hf_transfer_plugin.hub import render_card, render_schedule
+from hf_transfer_plugin.record import TransferRecord
+
+PACKAGES = ("hf-transfer-plugin", "torch", "transformers", "accelerate", "datasets", "evaluate", "scikit-learn")
+ARGUMENTS = (
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "weight_decay",
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "max_grad_norm",
+    "optim",
+    "seed",
+    "bf16",
+    "fp16",
+    "train_sampling_strategy",
+    "load_best_model_at_end",
+)
+
+
+def start_record(prepared: Any) -> TransferRecord:
+    """
+    What is known before training.
+
+    Args:
+        prepared (`Prepared`):
+            The parts.
+
+    Returns:
+        `TransferRecord`: The record so far.
+    """
+    config, args, data, groups = prepared.config, prepared.args, prepared.data, prepared.groups
+    local = Path(config.model).expanduser().is_dir()
+    dataset_local = not prepared.loaded or Path(config.dataset).expanduser().exists()
+    values = {name: getattr(args, name) for name in ARGUMENTS}
+    # A path of this machine must not reach a card.
+    name = Path(config.model).expanduser().resolve().name if local else config.model
+    return TransferRecord(
+        task=config.task,
+        base_model=config.base_model_id or name,
+        base_model_id=config.base_model_id or (None if local else config.model),
+        model_class=type(prepared.model).__name__,
+        problem_type=data.problem_type,
+        class_names=list(data.class_names),
+        dataset={
+            "name": Path(config.dataset).name if dataset_local else config.dataset,
+            "local": dataset_local,
+            "fingerprint": prepared.encoded["train"]._fingerprint,
+            "splits": {split: len(rows) for split, rows in prepared.encoded.items()},
+            "validation_held_out": data.held_out,
+            "columns": data.columns,
+            "truncated": prepared.truncated,
+        },
+        strategy=prepared.strategy.to_dict(),
+        learning_rates=prepared.rates.to_dict() if prepared.rates is not None else None,
+        groups=[{"name": g.name, "parameters": n} for g, n in zip(groups, groups.sizes, strict=True)],
+        arguments={name: getattr(value, "value", value) for name, value in values.items()},
+        hardware=_hardware(),
+        versions=_versions(),
+        created=datetime.now(UTC).strftime("%Y-%m-%d"),
+    )
+
+
+def finish_record(record: TransferRecord, prepared: Any, trainer: Any, prediction: Any, split: str) -> None:
+    """
+    Adds what was measured, and writes model, record, card and plot.
+
+    Args:
+        record (`TransferRecord`):
+            The record so far.
+        prepared (`Prepared`):
+            The parts.
+        trainer (`Trainer`):
+            The Trainer after training.
+        prediction (`PredictionOutput`):
+            Predictions for the split.
+        split (`str`):
+            Its name.
+    """
+    callback = next(c for c in trainer.callback_handler.callbacks if isinstance(c, FreezingCallback))
+    record.phases = callback.phases
+    record.rates = [
+        {
+            "step": entry["step"],
+            **{k.removeprefix("learning_rate/"): v for k, v in entry.items() if "learning_rate/" in k},
+        }
+        for entry in trainer.state.log_history
+        if any(key.startswith("learning_rate/") for key in entry)
+    ]
+    record.arguments["steps"] = trainer.state.global_step
+    record.metrics_split = split
+    timing = ("_runtime", "_per_second", "_preparation_time")
+    record.metrics = {
+        name.removeprefix(f"{split}_"): float(value)
+        for name, value in prediction.metrics.items()
+        if not name.endswith(timing)
+    }
+    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+    for name, value in prepared.task.report(prepared.data, logits, prediction.label_ids).items():
+        setattr(record, name, value)
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        write_run(record, Path(trainer.args.output_dir))
+
+
+def write_run(record: TransferRecord, folder: Path) -> None:
+    """
+    Writes record, plot and card.
+
+    Args:
+        record (`TransferRecord`):
+            The record.
+        folder (`Path`):
+            The run folder.
+    """
+    record.save(folder)
+    render_schedule(record, folder / "schedule.png")
+    render_card(record, folder / "README.md")
+
+
+def _hardware() -> dict[str, Any]:
+    if torch.cuda.is_available():
+        return {"device": torch.cuda.get_device_name(), "count": torch.cuda.device_count()}
+    return {
+        "device": "cpu",
+        "machine": platform.machine(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,100 @@
+"""From a Hub id, a file or a folder to splits of rows."""
+
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+
+from hf_transfer_plugin.config import TransferConfig
+
+FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+ALIASES = {"valid": "validation", "val": "validation", "dev": "validation", "eval": "validation"}
+
+
+def load_splits(config: TransferConfig, *, for_training: bool = True) -> DatasetDict:
+    """
+    Loads the splits that a configuration names.
+
+    Args:
+        config (`TransferConfig`):
+            The configuration.
+        for_training (`bool`, *optional*, defaults to `True`):
+            Whether there must be a training split.
+
+    Returns:
+        `DatasetDict`: The splits `train`, `validation` and `test`, as far as the data has them.
+
+    Raises:
+        ValueError: If the data is missing, unreadable or has no such split.
+    """
+    found = _load(config)
+    if isinstance(found, Dataset):
+        found = DatasetDict({config.train_split: found})
+    wanted = {"train": config.train_split, "validation": config.validation_split, "test": config.test_split}
+    splits = DatasetDict({role: found[name] for role, name in wanted.items() if name in found})
+    if not splits and len(found) == 1:
+        splits["train"] = next(iter(found.values()))
+    if "train" not in splits and for_training:
+        raise ValueError(
+            f"`train_split` must be one of the dataset's splits, {', '.join(sorted(found))}, but got "
+            f"{config.train_split!r}."
+        )
+    return splits
+
+
+def _load(config: TransferConfig) -> Any:
+    path = Path(config.dataset).expanduser()
+    if path.is_file():
+        return _read_files({"train": path})
+    if path.is_dir():
+        return _load_folder(path)
+    if path.suffix.lower() in FORMATS or config.dataset.startswith(("/", "./", "../", "~")):
+        raise ValueError(f"`dataset` names a file or folder that does not exist: {str(path)!r}. Check the path.")
+    try:
+        return load_dataset(config.dataset, config.dataset_config)
+    except (DatasetNotFoundError, ConnectionError, OSError, ValueError) as error:
+        raise ValueError(
+            f"`dataset` must be a Hub id, a file or a folder, but {config.dataset!r} could not be loaded: "
+            f"{_first_line(error)}"
+        ) from error
+
+
+def _load_folder(path: Path) -> Any:
+    if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
+        return load_from_disk(str(path))
+    files: dict[str, Path] = {}
+    for file in sorted(path.iterdir()):
+        if file.suffix.lower() in FORMATS:
+            files[ALIASES.get(file.stem.lower(), file.stem)] = file
+    if not files:
+        raise ValueError(
+            f"`dataset` is a folder without {', '.join(sorted(FORMATS))} files: {str(path)!r}. Name the files after "
+            "their splits, e.g. train.csv and test.csv."
+        )
+    return _read_files(files)
+
+
+def _read_files(files: dict[str, Path]) -> DatasetDict:
+    splits = {}
+    for split, file in files.items():
+        if file.suffix.lower() not in FORMATS:
+            raise ValueError(f"`dataset` must be one of {', '.join(sorted(FORMATS))}, but got {str(file)!r}.")
+        if not file.stat().st_size:
+            raise ValueError(f"`dataset` must hold rows, but {str(file)!r} is empty.")
+        options = {"sep": "\t"} if file.suffix.lower() == ".tsv" else {}
+        try:
+            splits[split] = load_dataset(
+                FORMATS[file.suffix.lower()], data_files={"rows": str(file)}, split="rows", **options
+            )
+        except (DatasetGenerationError, ValueError, OSError) as error:
+            cause = error.__cause__ or error
+            raise ValueError(
+                f"{str(file)!r} could not be read as {FORMATS[file.suffix.lower()]}: {_first_line(cause)}. A column "
+                "must hold values of one type; mixed labels are written as text."
+            ) from error
+    return DatasetDict(splits)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
