@@ -109,7 +109,8 @@ class TransferConfig:
         test_split (`str`, *optional*, defaults to `"test"`):
             Name of the test split, touched once, at the end.
         validation_fraction (`float`, *optional*, defaults to 0.1):
-            Share of train held out where there is no validation split.
+            Share of train held out where there is no validation split; 0 trains on every row and evaluates nothing
+            before the end.
         max_train_samples (`int`, *optional*):
             Learn from that many rows only, drawn stratified by label with the run's seed.
         text_column (`str`, *optional*):
@@ -197,8 +198,8 @@ class TransferConfig:
             yield f"`class_names` must be at least two different names, but got {names!r}."
 
     def _number_problems(self) -> Iterable[str]:
-        if not isinstance(self.validation_fraction, (int, float)) or not 0 < self.validation_fraction < 1:
-            yield f"`validation_fraction` must lie between 0 and 1, but got {self.validation_fraction!r}."
+        if not isinstance(self.validation_fraction, (int, float)) or not 0 <= self.validation_fraction < 1:
+            yield f"`validation_fraction` must be at least 0 and below 1, but got {self.validation_fraction!r}."
         for name in ("max_train_samples", "max_length", "early_stopping_patience"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):

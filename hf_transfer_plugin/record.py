@@ -79,7 +79,7 @@ class TransferRecord:
         baselines (`dict[str, dict]`):
             Metrics and seconds of what fine-tuning must beat: `majority`, `linear_probe`.
         seconds (`dict[str, float]`):
-            Wall-clock seconds of `train`, `evaluate` and what else was timed.
+            Wall-clock seconds of `train` and `evaluate`; `train_cpu` is processor time of the main process.
         hardware (`dict`):
             Device and cores.
         versions (`dict[str, str]`):

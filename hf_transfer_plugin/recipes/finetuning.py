@@ -11,6 +11,7 @@ from typing import Any
 from datasets import DatasetDict
 from torch import nn
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments, set_seed
+from transformers.trainer_utils import IntervalStrategy
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from hf_transfer_plugin.callbacks import InterruptCallback, NonFiniteLossCallback
@@ -126,9 +127,10 @@ def finetune(
     trainer = make_trainer(prepared)
     if trainer.is_world_process_zero():
         write_atomically(Path(args.output_dir) / CONFIG_NAME, json.dumps(config.to_dict(), indent=2) + "\n")
-    started = time.perf_counter()
+    started, cpu_started = time.perf_counter(), time.process_time()
     trainer.train(resume_from_checkpoint=_checkpoint(args))
     record.seconds["train"] = time.perf_counter() - started
+    record.seconds["train_cpu"] = time.process_time() - cpu_started
     if any(isinstance(c, InterruptCallback) and c.interrupted for c in trainer.callback_handler.callbacks):
         raise KeyboardInterrupt(trainer.state.global_step)
     started = time.perf_counter()
@@ -164,13 +166,15 @@ def prepare(
     Raises:
         ValueError: For anything that is wrong.
     """
-    args = with_defaults(args, explicit)
+    args, loaded = with_defaults(args, explicit), splits is None
     strategy, rates = build_strategy(config)
     _check_folder(config, args)
     _check_evaluation(config, args, strategy)
-    set_seed(args.seed)
+    splits = load_splits(config) if splits is None else splits
+    if "validation" not in splits and config.validation_fraction == 0:
+        _without_validation(args, splits, explicit)
     task = TASKS[config.task]
-    data = task.read(load_splits(config) if splits is None else splits, config, args.seed)
+    data = task.read(splits, config, args.seed)
     processor = load_processor(config)
     set_seed(args.seed)
     model = load_model(config, task, data, processor)
@@ -182,7 +186,7 @@ def prepare(
     if truncated:
         logger.warning("%d rows were truncated to what the model reads.", truncated)
     return Prepared(
-        config, args, task, data, encoded, truncated, processor, model, groups, strategy, rates, splits is None
+        config, args, task, data, encoded, truncated, processor, model, groups, strategy, rates, loaded
     )
 
 
@@ -207,7 +211,7 @@ def make_trainer(prepared: Prepared) -> Trainer:
         model=prepared.model,
         args=args,
         train_dataset=prepared.encoded["train"],
-        eval_dataset=prepared.encoded["validation"],
+        eval_dataset=prepared.encoded.get("validation"),
         processing_class=prepared.processor,
         data_collator=task.collator(prepared.processor),
         compute_metrics=task.compute_metrics(data),
@@ -235,6 +239,14 @@ def _plan(prepared: Prepared) -> Any:
         length=max(int(sum(lengths) / max(len(lengths), 1)), 1),
         checkpointing=bool(args.activation_checkpointing),
     )
+
+
+def _without_validation(args: TrainingArguments, splits: DatasetDict, explicit: Collection[str]) -> None:
+    if "test" not in splits:
+        raise ValueError("`validation_fraction` is 0 and there is no test split, so nothing could be measured.")
+    if "eval_strategy" in explicit or args.load_best_model_at_end:
+        raise ValueError("`validation_fraction` is 0, so there is nothing to evaluate on before the end.")
+    args.eval_strategy = IntervalStrategy.NO
 
 
 def _checkpoint(args: TrainingArguments) -> Any:

@@ -115,6 +115,7 @@ def run_quickstart(
         dataset="rotten_tomatoes",
         base_model_id=BASE_MODEL_ID,
         strategy=strategy,
+        validation_fraction=0.0,
         learning_rates=learning_rates,
         class_names=["negative", "positive"],
     )

@@ -56,7 +56,7 @@ def read(splits: DatasetDict, config: TransferConfig, seed: int) -> TaskData:
     })
     scheme = read_labels(splits, columns["label"], config)
     plain = DatasetDict({split: _plain(rows, columns, scheme) for split, rows in splits.items()})
-    held_out = "validation" not in plain
+    held_out = "validation" not in plain and config.validation_fraction > 0
     if held_out:
         kept, out = _stratified(plain["train"], config.validation_fraction, seed, scheme.problem_type)
         plain["validation"], plain["train"] = plain["train"].select(out), plain["train"].select(kept)
