@@ -24,7 +24,12 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results" / "strategies.jsonl"
-SETTINGS = {"rt-200": ("rt", 200, 8), "rt-1000": ("rt", 1000, 4), "rt-2000": ("rt", 2000, 3), "sms-200": ("sms", 200, 8)}
+SETTINGS = {
+    "rt-200": ("rt", 200, 8),
+    "rt-1000": ("rt", 1000, 4),
+    "rt-2000": ("rt", 2000, 3),
+    "sms-200": ("sms", 200, 8),
+}
 DECAY = {"name": "layerwise-decay", "decay": 0.9}
 FLAT = {"name": "layerwise-decay", "decay": 1.0}
 STRATEGIES: dict[str, tuple[dict[str, Any], dict[str, Any], float]] = {
@@ -51,7 +56,9 @@ def splits(data: str, rows: int, seed: int) -> Any:
     train, test = train_test_split(read, test_size=1706, stratify=[y for _, y in read], random_state=0)
     train, _ = train_test_split(train, train_size=rows, stratify=[y for _, y in train], random_state=seed)
     parts = {"train": train, "test": test}
-    return DatasetDict({s: Dataset.from_dict({"text": [t for t, _ in p], "label": [y for _, y in p]}) for s, p in parts.items()})
+    return DatasetDict({
+        s: Dataset.from_dict({"text": [t for t, _ in p], "label": [y for _, y in p]}) for s, p in parts.items()
+    })
 
 
 def one_run(setting: str, strategy: str, seed: int, epochs: float) -> dict[str, Any]:
@@ -90,7 +97,12 @@ def one_run(setting: str, strategy: str, seed: int, epochs: float) -> dict[str, 
         record = finetune(config, args, splits=splits(data, rows, seed), explicit=explicit, baselines=probe)
     metrics = record.baselines["linear_probe"] if probe else record.metrics
     seconds = metrics["seconds"] if probe else record.seconds["train_cpu"]
-    return {"accuracy": metrics["accuracy"], "f1_macro": metrics["f1_macro"], "cpu_seconds": seconds, "versions": record.versions}
+    return {
+        "accuracy": metrics["accuracy"],
+        "f1_macro": metrics["f1_macro"],
+        "cpu_seconds": seconds,
+        "versions": record.versions,
+    }
 
 
 def read_results() -> dict[tuple[str, str, str, int], dict[str, Any]]:
@@ -111,7 +123,13 @@ def pending(found: dict) -> list[tuple[str, str, str, int, float]]:
     names = ["linear probe", *STRATEGIES]
     first = [(s, "epochs", n, seed, float(SETTINGS[s][2])) for seed in SEEDS for s in SETTINGS for n in names]
     faster = [n for n in STRATEGIES if n != "full"]
-    timed = [(s, "time", n, seed, e) for seed in SEEDS for s in SETTINGS for n in faster if (e := equal_time_epochs(found, s, n))]
+    timed = [
+        (s, "time", n, seed, e)
+        for seed in SEEDS
+        for s in SETTINGS
+        for n in faster
+        if (e := equal_time_epochs(found, s, n))
+    ]
     return [job for job in first + timed if job[:4] not in found]
 
 
@@ -129,7 +147,8 @@ def table(found: dict) -> str:
                 values = [run["accuracy"] for run in runs]
                 took = ""
                 if all(full) and name != "linear probe":
-                    took = f", {statistics.median(r['cpu_seconds'] / f['cpu_seconds'] for r, f in zip(runs, full)):.2f}x"
+                    ratios = [r["cpu_seconds"] / f["cpu_seconds"] for r, f in zip(runs, full, strict=True)]
+                    took = f", {statistics.median(ratios):.2f}x"
                 cells.append(f"{statistics.mean(values):.3f} ({min(values):.3f}-{max(values):.3f}{took})")
             if any(cells):
                 lines.append(f"| {name}, equal {equal} | " + " | ".join(cells) + " |")
@@ -154,7 +173,10 @@ def main() -> None:
         line = {"setting": setting, "equal": equal, "strategy": strategy, "seed": seed, "epochs": epochs, **result}
         with RESULTS.open("a") as file:
             file.write(json.dumps(line) + "\n")
-        print(f"{setting} {equal} {strategy} seed {seed}: {result['accuracy']:.3f}, {result['cpu_seconds']:.0f} s", flush=True)
+        print(
+            f"{setting} {equal} {strategy} seed {seed}: {result['accuracy']:.3f}, {result['cpu_seconds']:.0f} s",
+            flush=True,
+        )
     left = len(pending(read_results()))
     print(f"{left} runs left.\n\n{table(read_results())}")
 

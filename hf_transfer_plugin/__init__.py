@@ -1,4 +1,4 @@
-"""Transfer learning for the Hugging Face Trainer: freezing, gradual unfreezing, layer-wise learning rates, and the record of it."""
+"""Transfer learning for the Hugging Face Trainer: freezing, gradual unfreezing, layer-wise learning rates."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -66,7 +66,8 @@ class FreezingCallback(TrainerCallback):
 
     Example:
     ```python
-    >>> trainer = Trainer(model=model, args=args, train_dataset=data, callbacks=[FreezingCallback(GradualUnfreezing())])
+    >>> freezing = FreezingCallback(GradualUnfreezing())
+    >>> trainer = Trainer(model=model, args=args, train_dataset=data, callbacks=[freezing])
     ```
     """
 
@@ -85,7 +86,7 @@ class FreezingCallback(TrainerCallback):
         given = self.groups
         groups = given if given is not None and _covers(given, model) else discover_layer_groups(model)
         self.groups = groups
-        self._check(args, model, optimizer, kwargs["lr_scheduler"])
+        self._check(args, model, groups, optimizer, kwargs["lr_scheduler"])
         if self._still is not None:
             self._still.release()
         self._still = FrozenModules(model)
@@ -102,6 +103,7 @@ class FreezingCallback(TrainerCallback):
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Freezes and thaws where the schedule says so, and sets the rates of the step."""
         model, optimizer = kwargs["model"], kwargs["optimizer"]
+        assert self.groups is not None
         learning = learning_names(self.schedule, progress_of(args, state), model, self.groups)
         if learning != self._learning:
             self._apply(learning, state, model)
@@ -131,35 +133,34 @@ class FreezingCallback(TrainerCallback):
             self._still.release()
             set_trainable(kwargs["model"], self._found)
 
-    def _check(self, args: Any, model: nn.Module, optimizer: Any, scheduler: Any) -> None:
-        groups = self.groups
-        assert groups is not None
+    def _check(self, args: Any, model: nn.Module, groups: LayerGroups, optimizer: Any, scheduler: Any) -> None:
         if getattr(self.schedule, "needs_head", False):
             groups.require_head(self.schedule.name)
         if getattr(self.schedule, "needs_evaluation", False) and args.eval_strategy == "no":
             raise ValueError(
-                f'`{self.schedule.name}` thaws when the evaluation metric stops improving, but `eval_strategy` is "no". '
+                f'`{self.schedule.name}` thaws when the evaluation metric stops improving, but `eval_strategy` is no. '
                 'Set `eval_strategy="epoch"` or `"steps"`.'
             )
-        if self.learning_rates is not None and self.learning_rates.changes_with_step:
-            if not isinstance(scheduler, LambdaLR):
-                raise ValueError(
-                    f"Rates that change after a thaw need a scheduler that computes each rate anew (linear, cosine, "
-                    f"constant ...), but got {type(scheduler).__name__}. Use `warmup_steps=0` or another "
-                    "`lr_scheduler_type`."
-                )
+        changing = self.learning_rates is not None and self.learning_rates.changes_with_step
+        if changing and not isinstance(scheduler, LambdaLR):
+            raise ValueError(
+                "Rates that change after a thaw need a scheduler that computes each rate anew (linear, cosine, "
+                f"constant ...), but got {type(scheduler).__name__}. Use `warmup_steps=0` or another "
+                "`lr_scheduler_type`."
+            )
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         named = dict(model.named_parameters())
         missing = sorted(n for n in ever_learning_names(self.schedule, model, groups) if id(named[n]) not in held)
         if missing:
             raise RuntimeError(
-                f"The optimizer must hold every parameter that will ever learn, but lacks {len(missing)} of them, e.g. "
-                f"{missing[0]!r}: they were frozen when Trainer made it and would never train. Do not freeze the model "
-                "yourself before training, or use `attach(trainer, schedule=...)`."
+                f"The optimizer must hold every parameter that will ever learn, but lacks {len(missing)}, e.g. "
+                f"{missing[0]!r}: they were frozen when Trainer made it and would never train. Do not freeze the "
+                "model yourself before training, or use `attach(trainer, schedule=...)`."
             )
 
     def _replay(self, args: Any, state: Any, model: nn.Module) -> None:
         """Works out the phases before a resumed step, for the thaw steps and the record."""
+        assert self.groups is not None
         self.phases, self._thawed_at, self._learning = [], {}, frozenset()
         steps: Any = range(state.global_step)
         if getattr(self.schedule, "needs_evaluation", False):

@@ -173,7 +173,7 @@ class TransferConfig:
     )
 
     def __post_init__(self) -> None:
-        problems = [*self._name_problems(), *self._number_problems()]
+        problems = [*self._name_problems(), *self._spec_problems(), *self._number_problems()]
         if problems:
             raise ConfigError(problems)
 
@@ -186,16 +186,18 @@ class TransferConfig:
             yield f"`task` must be one of {', '.join(TASK_NAMES)}, but got {self.task!r}."
         if self.problem_type is not None and self.problem_type not in PROBLEM_TYPES:
             yield f"`problem_type` must be one of {', '.join(PROBLEM_TYPES)}, but got {self.problem_type!r}."
-        for flag, names in (("strategy", STRATEGY_NAMES), ("learning_rates", LEARNING_RATE_NAMES)):
-            value = getattr(self, flag)
-            if value is not None:
-                try:
-                    parse_spec(value, names, flag)
-                except ConfigError as error:
-                    yield from error.problems
         names = self.class_names
         if names is not None and (isinstance(names, str) or len(names) < 2 or len(set(names)) < len(names)):
             yield f"`class_names` must be at least two different names, but got {names!r}."
+
+    def _spec_problems(self) -> Iterable[str]:
+        for flag, known in (("strategy", STRATEGY_NAMES), ("learning_rates", LEARNING_RATE_NAMES)):
+            value = getattr(self, flag)
+            if value is not None:
+                try:
+                    parse_spec(value, known, flag)
+                except ConfigError as error:
+                    yield from error.problems
 
     def _number_problems(self) -> Iterable[str]:
         if not isinstance(self.validation_fraction, (int, float)) or not 0 <= self.validation_fraction < 1:

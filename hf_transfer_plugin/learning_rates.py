@@ -89,8 +89,10 @@ class LayerwiseDecay:
 @dataclass(frozen=True)
 class SlantedTriangular:
     """
-    Slanted triangular learning rates (ULMFiT, https://huggingface.co/papers/1801.06146), begun anew for each group at
-    its thaw. With T the steps left at the thaw, t those since, and cut = ⌊T · cut_fraction⌋:
+    Slanted triangular learning rates (ULMFiT, https://huggingface.co/papers/1801.06146).
+
+    They begin anew for each group at its thaw. With T the steps left at the thaw, t those since, and
+    cut = ⌊T · cut_fraction⌋:
 
         p = t / cut if t < cut else 1 - (t - cut) / (cut · (1 / cut_fraction - 1))
         factor = (1 + p · (ratio - 1)) / ratio

@@ -279,14 +279,14 @@ def _warnings(schedule: Any, phases: list[Phase], full: Phase, groups: LayerGrou
     names = groups.names
     for phase in phases:
         lowest = names.index(phase.groups[0])
-        if lowest < len(names) / 3 and phase.trainable_parameters < 0.7 * full.trainable_parameters and full.flops:
-            if phase.flops > 0.6 * full.flops and len(phase.groups) < len(names):
-                found.append(
-                    f"From step {phase.step} only {_span(phase.groups, names)} learn, yet a step costs "
-                    f"{phase.flops / full.flops:.0%} of full fine-tuning: the gradient must pass every layer above the "
-                    "lowest that learns. Freezing saves time from the bottom up only."
-                )
-                break
+        most = phase.trainable_parameters > 0.7 * full.trainable_parameters or len(phase.groups) == len(names)
+        if lowest < len(names) / 3 and not most and phase.flops > 0.6 * full.flops:
+            found.append(
+                f"From step {phase.step} only {_span(phase.groups, names)} learn, yet a step costs "
+                f"{phase.flops / full.flops:.0%} of full fine-tuning: the gradient must pass every layer above the "
+                "lowest that learns. Freezing saves time from the bottom up only."
+            )
+            break
     if checkpointing and any(names.index(phase.groups[0]) > 0 for phase in phases):
         found.append(
             "Activation checkpointing runs frozen bottom layers twice unless its input hook is removed; the callback "

@@ -143,9 +143,9 @@ class LinearProbeThenFineTune(_Schedule):
     (https://huggingface.co/papers/2202.10054). The head is solved once, at step 0, never on resume.
 
     Args:
-        regularization (`float`, *optional*):
-            Inverse strength `C` of the probe's L2 penalty on standardised features; smaller makes a smaller head.
-            Chosen by cross-validation where not given.
+        regularization (`float`, *optional*, defaults to 1e-4):
+            Inverse strength `C` of the probe's L2 penalty on standardised features. Smaller makes a smaller head: one
+            solved for the best probe (`None`: chosen by cross-validation) is so large that it distorts the body.
 
     Raises:
         ValueError: If `regularization` is not positive.
@@ -153,7 +153,7 @@ class LinearProbeThenFineTune(_Schedule):
 
     name: ClassVar[str] = "lp-ft"
     needs_head: ClassVar[bool] = True
-    regularization: float | None = None
+    regularization: float | None = 1e-4
 
     def __post_init__(self) -> None:
         value = self.regularization

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import Seq2SeqTrainer, Trainer
 
 from hf_transfer_plugin.callbacks import FreezingCallback
-from hf_transfer_plugin.freezing import ever_learning_names, full, set_trainable
+from hf_transfer_plugin.freezing import FreezingPolicy, ever_learning_names, set_trainable
 from hf_transfer_plugin.layers import LayerGroups, discover_layer_groups
 from hf_transfer_plugin.learning_rates import build_optimizer
 from hf_transfer_plugin.losses import LossTerm
@@ -50,7 +50,7 @@ def attach(
         trainer (`Trainer`):
             A Trainer or a subclass of it.
         schedule (`FreezingPolicy` or `UnfreezingSchedule`, *optional*):
-            Which parameters learn when; all without it.
+            Which parameters learn when; those that are trainable now without it.
         learning_rates (`LayerwiseDecay` or `SlantedTriangular`, *optional*):
             Factors on `learning_rate` for each layer group.
         terms (`Sequence[LossTerm]`, *optional*):
@@ -75,8 +75,8 @@ def attach(
         raise ValueError("Nothing to attach: pass `schedule=`, `learning_rates=` or `terms=`.")
     changing = schedule is not None and not hasattr(schedule, "choose")
     _refuse(trainer, changing, learning_rates, terms)
-    chosen = schedule if schedule is not None else full()
     model = trainer.model
+    chosen = schedule if schedule is not None else _as_found(model)
     if groups is None:
         groups = discover_layer_groups(model)
         if not groups.verified:
@@ -89,10 +89,15 @@ def attach(
     # First in line, so that the loggers behind it see what it adds to the logs.
     trainer.callback_handler.callbacks.insert(0, _Attachment(trainer, chosen, learning_rates, groups))
     if terms:
-        trainer.terms = tuple(terms)  # type: ignore[attr-defined]
+        trainer.terms = tuple(terms)
         for term in terms:
             term.prepare(model)
     return groups
+
+
+def _as_found(model: nn.Module) -> FreezingPolicy:
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    return FreezingPolicy("as-found", {}, lambda model, groups: names)
 
 
 def _first_batch(trainer: Trainer) -> dict[str, Any] | None:
@@ -220,7 +225,7 @@ class TransferMixin:
         super().__init__(*args, **kwargs)
         if schedule is not None or learning_rates is not None or terms:
             attach(
-                self,  # type: ignore[arg-type]
+                self,
                 schedule=schedule,
                 learning_rates=learning_rates,
                 terms=terms,

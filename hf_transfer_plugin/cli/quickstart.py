@@ -46,7 +46,7 @@ def run(argv: Sequence[str]) -> int:
         announce=lambda text: print(f"\nThe plan:\n{text}\n"),
         **extra,
     )
-    rows = [("", "accuracy", "macro F1", "seconds")]
+    rows: list[tuple[str | float, ...]] = [("", "accuracy", "macro F1", "seconds")]
     names = {"majority": "commonest class", "linear_probe": "linear probe on frozen features"}
     rows += [(names[k], v["accuracy"], v["f1_macro"], f"{v['seconds']:.1f}") for k, v in record.baselines.items()]
     rows.append((

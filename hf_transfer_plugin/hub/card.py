@@ -21,7 +21,7 @@ MEASURES = {
     "pearson": "Pearson's r",
     "loss": "Loss",
 }
-_SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~$-])")
+_SPECIAL = re.compile(r"([\\`*_\[\]|~$])")
 
 
 def escape(text: Any) -> str:
@@ -61,6 +61,7 @@ def render_card(record: TransferRecord, path: str | Path | None = None) -> str:
     )
     environment.filters["text"] = escape
     environment.filters["number"] = _number
+    environment.filters["fields"] = lambda spec: ", ".join(f"{k}: {v}" for k, v in spec.items() if v is not None)
     has_plot = path is not None and (Path(path).parent / "schedule.png").is_file()
     body = environment.get_template("model_card.md").render(record=record, measures=MEASURES, has_plot=has_plot)
     card = f"---\n{_metadata(record).to_yaml()}\n---\n{body}"

@@ -1,4 +1,4 @@
-"""From a model to its layer groups: the user's patterns, else a layout confirmed by a forward pass, else a coarse cut."""
+"""From a model to its layer groups: the user's patterns, a layout confirmed by a forward pass, or a coarse cut."""
 
 import re
 from collections.abc import Mapping, Sequence

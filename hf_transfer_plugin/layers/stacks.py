@@ -83,11 +83,10 @@ def _flatten(stage: nn.Module, path: str, staged: bool) -> tuple[str, ...]:
     """The blocks inside a stage; the stage itself where it has no inner list that holds most of its weights."""
     if isinstance(stage, nn.ModuleList):
         return tuple(f"{path}.{i}" for i in range(len(stage)))
-    if staged:
-        for name, inner in stage.named_modules():
-            if isinstance(inner, (nn.ModuleList, nn.Sequential)) and len(inner) and _size(inner) > _size(stage) / 2:
-                if len({type(child) for child in inner}) == 1:
-                    return tuple(f"{path}.{name}.{i}" for i in range(len(inner)))
+    for name, inner in stage.named_modules() if staged else ():
+        is_list = isinstance(inner, (nn.ModuleList, nn.Sequential)) and len(inner) > 0
+        if is_list and _size(inner) > _size(stage) / 2 and len({type(child) for child in inner}) == 1:
+            return tuple(f"{path}.{name}.{i}" for i in range(len(inner)))
     return (path,)
 
 

@@ -11,8 +11,8 @@ from typing import Any
 from datasets import DatasetDict
 from torch import nn
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments, set_seed
-from transformers.trainer_utils import IntervalStrategy
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import IntervalStrategy
 
 from hf_transfer_plugin.callbacks import InterruptCallback, NonFiniteLossCallback
 from hf_transfer_plugin.config import TransferConfig
@@ -185,9 +185,7 @@ def prepare(
     encoded, truncated = task.encode(data, processor, readable_length(config, processor, model))
     if truncated:
         logger.warning("%d rows were truncated to what the model reads.", truncated)
-    return Prepared(
-        config, args, task, data, encoded, truncated, processor, model, groups, strategy, rates, loaded
-    )
+    return Prepared(config, args, task, data, encoded, truncated, processor, model, groups, strategy, rates, loaded)
 
 
 def make_trainer(prepared: Prepared) -> Trainer:

@@ -198,15 +198,15 @@ def _single_label(raw: dict[str, list[Any]], feature: Any, column: str, config: 
         )
     if len(names) > 2 and len(counts) > len(raw["train"]) / 2 and not config.class_names:
         raise ValueError(
-            f"Labels in {column!r} must be classes, but {len(counts)} of {len(raw['train'])} rows differ. Name another "
-            "`--label_column`, or set `--problem_type regression` for numbers."
+            f"Labels in {column!r} must be classes, but {len(counts)} of {len(raw['train'])} rows differ. Name "
+            "another `--label_column`, or set `--problem_type regression` for numbers."
         )
     for split, labels in raw.items():
         unseen = sorted(set(labels) - counts.keys(), key=str)
         if unseen:
             raise ValueError(
                 f"Every label of the {split} split must occur in train, but {unseen[0]!r} does not "
-                f"(train has {', '.join(str(v) for v in sorted(counts)[:10])}). Correct the label or add training rows."
+                f"(train has {', '.join(str(v) for v in sorted(counts)[:10])}). Correct it or add training rows."
             )
     return LabelScheme(SINGLE, names, numbers)
 
