@@ -11,7 +11,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback
 
 from hf_transfer_plugin.features import extract_features, find_output_layer, solve_linear_head
-from hf_transfer_plugin.freezing import FrozenModules, ever_learning_names, learning_names, set_trainable
+from hf_transfer_plugin.freezing import (
+    FreezingPolicy,
+    FrozenModules,
+    ever_learning_names,
+    learning_names,
+    set_trainable,
+)
 from hf_transfer_plugin.layers import LayerGroups, discover_layer_groups
 from hf_transfer_plugin.learning_rates import groups_of
 from hf_transfer_plugin.schedules import LinearProbeThenFineTune, Progress
@@ -79,6 +85,7 @@ class FreezingCallback(TrainerCallback):
         self._learning: frozenset[str] = frozenset()
         self._thawed_at: dict[str, int] = {}
         self._rates: list[float] = []
+        self._fixed: frozenset[str] | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Checks that the parts fit, solves the head of LP-FT, and freezes."""
@@ -94,17 +101,18 @@ class FreezingCallback(TrainerCallback):
         self._rate_groups = groups_of(optimizer, model, groups)
         if isinstance(self.schedule, LinearProbeThenFineTune) and state.global_step == 0:
             solve_output_layer(model, groups, kwargs["train_dataloader"], self.schedule.regularization)
+        fixed = isinstance(self.schedule, FreezingPolicy)
+        self._fixed = self.schedule(model, groups) if fixed else None
         self._replay(args, state, model)
         # Without this hook frozen blocks at the bottom are neither differentiated nor recomputed.
         if args.activation_checkpointing and _non_reentrant(args) and hasattr(model, "disable_input_require_grads"):
             model.disable_input_require_grads()
-        self._apply(learning_names(self.schedule, progress_of(args, state), model, groups), state, model)
+        self._apply(self._learning_at(progress_of(args, state), model), state, model)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Freezes and thaws where the schedule says so, and sets the rates of the step."""
         model, optimizer = kwargs["model"], kwargs["optimizer"]
-        assert self.groups is not None
-        learning = learning_names(self.schedule, progress_of(args, state), model, self.groups)
+        learning = self._learning_at(progress_of(args, state), model)
         if learning != self._learning:
             self._apply(learning, state, model)
         if self.learning_rates is not None and self.learning_rates.changes_with_step:
@@ -138,7 +146,7 @@ class FreezingCallback(TrainerCallback):
             groups.require_head(self.schedule.name)
         if getattr(self.schedule, "needs_evaluation", False) and args.eval_strategy == "no":
             raise ValueError(
-                f'`{self.schedule.name}` thaws when the evaluation metric stops improving, but `eval_strategy` is no. '
+                f"`{self.schedule.name}` thaws when the evaluation metric stops improving, but `eval_strategy` is no. "
                 'Set `eval_strategy="epoch"` or `"steps"`.'
             )
         changing = self.learning_rates is not None and self.learning_rates.changes_with_step
@@ -160,15 +168,18 @@ class FreezingCallback(TrainerCallback):
 
     def _replay(self, args: Any, state: Any, model: nn.Module) -> None:
         """Works out the phases before a resumed step, for the thaw steps and the record."""
-        assert self.groups is not None
         self.phases, self._thawed_at, self._learning = [], {}, frozenset()
-        steps: Any = range(state.global_step)
+        steps: Any = range(state.global_step if self._fixed is None else min(state.global_step, 1))
         if getattr(self.schedule, "needs_evaluation", False):
             steps = sorted({0, *(entry.get("step", 0) for entry in state.log_history)} - {state.global_step})
         for step in steps:
-            learning = learning_names(self.schedule, progress_of(args, state, step), model, self.groups)
+            learning = self._learning_at(progress_of(args, state, step), model)
             if learning != self._learning:
                 self._note(learning, step, model)
+
+    def _learning_at(self, progress: Progress, model: nn.Module) -> frozenset[str]:
+        assert self.groups is not None
+        return self._fixed if self._fixed is not None else learning_names(self.schedule, progress, model, self.groups)
 
     def _note(self, learning: frozenset[str], step: int, model: nn.Module) -> None:
         assert self.groups is not None

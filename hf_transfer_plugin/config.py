@@ -186,9 +186,11 @@ class TransferConfig:
             yield f"`task` must be one of {', '.join(TASK_NAMES)}, but got {self.task!r}."
         if self.problem_type is not None and self.problem_type not in PROBLEM_TYPES:
             yield f"`problem_type` must be one of {', '.join(PROBLEM_TYPES)}, but got {self.problem_type!r}."
+        if not isinstance(self.trust_remote_code, bool):
+            yield f"`trust_remote_code` must be true or false, but got {self.trust_remote_code!r}."
         names = self.class_names
-        if names is not None and (isinstance(names, str) or len(names) < 2 or len(set(names)) < len(names)):
-            yield f"`class_names` must be at least two different names, but got {names!r}."
+        if names is not None and not _different_names(names):
+            yield f"`class_names` must be at least two different names, as text, but got {names!r}."
 
     def _spec_problems(self) -> Iterable[str]:
         for flag, known in (("strategy", STRATEGY_NAMES), ("learning_rates", LEARNING_RATE_NAMES)):
@@ -237,6 +239,11 @@ class TransferConfig:
             `dict[str, Any]`: The fields as JSON values.
         """
         return asdict(self)
+
+
+def _different_names(names: Any) -> bool:
+    listed = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
+    return listed and len(set(names)) == len(names) > 1
 
 
 def read_config_file(path: str | Path) -> dict[str, Any]:

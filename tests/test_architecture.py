@@ -60,7 +60,9 @@ def test_imports_go_down(path):
         elif there in WING:
             assert here in {"recipes", "cli"}, f"{here} must not reach into {there}"
         else:
-            assert FLOOR[there] < FLOOR[here], f"{here} (floor {FLOOR[here]}) may not import {there} (floor {FLOOR[there]})"
+            assert FLOOR[there] < FLOOR[here], (
+                f"{here} (floor {FLOOR[here]}) may not import {there} (floor {FLOOR[there]})"
+            )
 
 
 @pytest.mark.parametrize("path", MODULES, ids=IDS)

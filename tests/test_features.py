@@ -66,7 +66,11 @@ def test_one_class_cannot_be_solved(features):
 def encoded():
     generator = np.random.default_rng(0)
     ids = [generator.integers(3, 120, size=n).tolist() for n in (4, 9, 6, 2, 7)]
-    return Dataset.from_dict({"input_ids": ids, "attention_mask": [[1] * len(i) for i in ids], "labels": [0, 1, 0, 1, 1]})
+    return Dataset.from_dict({
+        "input_ids": ids,
+        "attention_mask": [[1] * len(i) for i in ids],
+        "labels": [0, 1, 0, 1, 1],
+    })
 
 
 def collate(rows):

@@ -156,7 +156,9 @@ def test_blocks_of_two_towers_are_aligned_at_the_output():
 
 
 def test_a_closing_convolution_belongs_to_the_last_block():
-    groups = discover_layer_groups(MobileNetV2ForImageClassification(MobileNetV2Config(image_size=32, depth_multiplier=0.1)))
+    groups = discover_layer_groups(
+        MobileNetV2ForImageClassification(MobileNetV2Config(image_size=32, depth_multiplier=0.1))
+    )
     assert "mobilenet_v2.conv_1x1.convolution.weight" in groups[-2].parameters
     assert "mobilenet_v2.conv_stem.first_conv.convolution.weight" in groups[0].parameters
 

@@ -25,7 +25,7 @@ def test_every_public_name_can_be_imported_and_is_documented(name):
 
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        hf_transfer_plugin.nothing
+        _ = hf_transfer_plugin.nothing
 
 
 def test_the_type_checker_sees_the_same_names():
@@ -41,7 +41,9 @@ def test_the_type_checker_sees_the_same_names():
     assert typed == set(hf_transfer_plugin.__all__)
 
 
-@pytest.mark.parametrize("code", ["import hf_transfer_plugin", "from hf_transfer_plugin.cli import main; main(['--help'])"])
+@pytest.mark.parametrize(
+    "code", ["import hf_transfer_plugin", "from hf_transfer_plugin.cli import main; main(['--help'])"]
+)
 def test_neither_import_nor_help_loads_the_heavy_libraries(code):
     check = f"{code}; import sys; print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, cwd=ROOT, check=True)

@@ -55,7 +55,10 @@ def test_memory_counts_gradients_adam_and_saved_activations():
     assert found.phases[0].gradient_bytes == 4 * head
     assert found.phases[0].optimizer_bytes == 8 * head
     assert 0 < found.phases[0].activation_bytes < found.full.activation_bytes / 5
-    assert plan(model, full(), max_steps=1, batch_size=4, length=16).full.activation_bytes == 2 * found.full.activation_bytes
+    assert (
+        plan(model, full(), max_steps=1, batch_size=4, length=16).full.activation_bytes
+        == 2 * found.full.activation_bytes
+    )
 
 
 def test_the_model_is_left_as_it_was():

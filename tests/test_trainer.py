@@ -76,7 +76,8 @@ def test_callback_alone_works_in_a_seq2seq_trainer(make_trainer):
     trainer.train()
     first, last = watcher.seen[0], watcher.seen[-1]
     assert all(torch.equal(first[n], last[n]) for n in first if n.startswith(("shared", "encoder")))
-    assert not torch.equal(first["decoder.block.1.layer.2.DenseReluDense.wi.weight"], last["decoder.block.1.layer.2.DenseReluDense.wi.weight"])  # fmt: skip
+    name = "decoder.block.1.layer.2.DenseReluDense.wi.weight"
+    assert not torch.equal(first[name], last[name])
 
 
 def test_rate_ratios_stay_constant_under_warm_up_and_cosine(make_trainer):
@@ -131,7 +132,11 @@ def test_rates_and_trainable_parameters_reach_reporters_that_came_first(make_tra
     assert [k for k in logs[0] if k.startswith("learning_rate/")] == ["learning_rate/head"]
     assert logs[-1]["learning_rate/layer.2"] == pytest.approx(5e-3)
     assert logs[-1]["learning_rate/embeddings"] == pytest.approx(1e-2 * 0.5**4)
-    assert logs[0]["trainable_parameters"] < logs[-1]["trainable_parameters"] == sum(p.numel() for p in bert().parameters())
+    assert (
+        logs[0]["trainable_parameters"]
+        < logs[-1]["trainable_parameters"]
+        == sum(p.numel() for p in bert().parameters())
+    )
     kept = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert kept[-1]["learning_rate/layer.2"] == pytest.approx(5e-3)
 

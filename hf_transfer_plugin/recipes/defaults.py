@@ -24,7 +24,7 @@ DEFAULT_ARGUMENTS: dict[str, Any] = {
     "eval_strategy": "epoch",
     "save_strategy": "epoch",
     "save_total_limit": 1,
-    "logging_steps": 0.02,
+    "logging_steps": 0.05,
     "dataloader_pin_memory": False,
 }
 

@@ -257,7 +257,7 @@ def _check_folder(config: TransferConfig, args: TrainingArguments) -> None:
     held = [name for name in (RECORD_NAME, CONFIG_NAME, "model.safetensors") if (folder / name).exists()]
     held += [path.name for path in folder.glob("checkpoint-*")]
     resume = _checkpoint(args)
-    if held and not resume:
+    if held and not resume and args.process_index == 0:
         raise ValueError(
             f"`output_dir` must be a new or empty folder, but {str(folder)!r} holds another run ({held[0]}). Choose "
             "another folder, delete it, or continue that run with `--resume_from_checkpoint true`."

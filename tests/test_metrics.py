@@ -1,0 +1,123 @@
+"""Metrics against scikit-learn and against values worked out by hand; no network."""
+
+import socket
+
+import evaluate
+import numpy as np
+import pytest
+from sklearn import metrics as sklearn_metrics
+
+from hf_transfer_plugin.metrics import F1, METRICS, Accuracy, ConfusionMatrix, Precision, Recall, RegressionError
+
+TRUE = [0, 0, 0, 1, 1, 2, 2, 2, 2, 1]
+ANSWERS = [0, 1, 0, 1, 1, 2, 0, 2, 1, 1]
+ROWS_TRUE = [[1, 0, 1], [0, 1, 0], [1, 1, 0], [0, 0, 0]]
+ROWS_ANSWERS = [[1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 0, 1]]
+AVERAGED = [(Precision, "precision"), (Recall, "recall"), (F1, "f1")]
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a metric went to the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+def test_accuracy_by_hand_and_against_scikit_learn():
+    assert Accuracy().compute(predictions=ANSWERS, references=TRUE) == {"accuracy": 0.7}
+    assert sklearn_metrics.accuracy_score(TRUE, ANSWERS) == 0.7
+
+
+def test_precision_recall_and_f1_by_hand():
+    # Class 0: 2 right of 3 answered, of 3 true. Class 1: 3 of 5, of 3. Class 2: 2 of 2, of 4.
+    given = {"predictions": ANSWERS, "references": TRUE}
+    precision, recall, f1 = (m().compute(**given) for m in (Precision, Recall, F1))
+    assert precision["precision_per_class"] == pytest.approx([2 / 3, 3 / 5, 1])
+    assert recall["recall_per_class"] == pytest.approx([2 / 3, 1, 1 / 2])
+    assert f1["f1_per_class"] == pytest.approx([2 / 3, 3 / 4, 2 / 3])
+    assert precision["precision_macro"] == pytest.approx((2 / 3 + 3 / 5 + 1) / 3)
+    assert recall["recall_macro"] == pytest.approx((2 / 3 + 1 + 1 / 2) / 3)
+    assert f1["f1_macro"] == pytest.approx((2 / 3 + 3 / 4 + 2 / 3) / 3)
+
+
+@pytest.mark.parametrize(("metric", "name"), AVERAGED)
+@pytest.mark.parametrize("labels", [None, [0, 1, 2], [0, 1, 2, 3]])
+def test_averages_equal_scikit_learn(metric, name, labels):
+    score = getattr(sklearn_metrics, f"{name}_score")
+    found = metric().compute(predictions=ANSWERS, references=TRUE, labels=labels)
+    options = {"labels": labels, "zero_division": 0}
+    assert found[f"{name}_macro"] == pytest.approx(score(TRUE, ANSWERS, average="macro", **options))
+    assert found[f"{name}_per_class"] == pytest.approx(list(score(TRUE, ANSWERS, average=None, **options)))
+
+
+@pytest.mark.parametrize(("metric", "name"), AVERAGED)
+def test_a_class_never_predicted_counts_as_nothing_without_a_warning(metric, name, recwarn):
+    found = metric().compute(predictions=[0, 0, 0], references=[0, 0, 1], labels=[0, 1, 2])
+    assert found[f"{name}_per_class"][1:] == [0.0, 0.0]
+    assert not [w for w in recwarn if "ill-defined" in str(w.message)]
+
+
+@pytest.mark.parametrize(("metric", "name"), AVERAGED)
+def test_multilabel_averages_equal_scikit_learn(metric, name):
+    found = metric("multilabel").compute(predictions=ROWS_ANSWERS, references=ROWS_TRUE, labels=[0, 1, 2])
+    score = getattr(sklearn_metrics, f"{name}_score")
+    expected = score(np.array(ROWS_TRUE), np.array(ROWS_ANSWERS), average=None, zero_division=0)
+    assert found[f"{name}_per_class"] == pytest.approx(list(expected))
+    assert found[f"{name}_macro"] == pytest.approx(np.mean(expected))
+
+
+def test_multilabel_by_hand():
+    given = {"predictions": ROWS_ANSWERS, "references": ROWS_TRUE}
+    assert Accuracy("multilabel").compute(**given) == {"accuracy": 0.25}  # only the second row is wholly right
+    assert Recall("multilabel").compute(**given)["recall_per_class"] == [1.0, 0.5, 0.0]
+    assert Precision("multilabel").compute(**given)["precision_per_class"] == [1.0, 1.0, 0.0]
+
+
+def test_confusion_matrix_has_true_classes_as_rows():
+    found = ConfusionMatrix().compute(predictions=ANSWERS, references=TRUE, labels=[0, 1, 2, 3])["confusion_matrix"]
+    assert found == [[2, 1, 0, 0], [0, 3, 0, 0], [1, 1, 2, 0], [0, 0, 0, 0]]
+    assert found == sklearn_metrics.confusion_matrix(TRUE, ANSWERS, labels=[0, 1, 2, 3]).tolist()
+
+
+def test_regression_by_hand_and_against_scikit_learn():
+    true, answers = [1.0, 2.0, 3.0, 6.0], [1.0, 3.0, 3.0, 4.0]
+    found = RegressionError().compute(predictions=answers, references=true)
+    assert found["mse"] == pytest.approx(5 / 4)
+    assert found["mae"] == pytest.approx(3 / 4)
+    assert found["r2"] == pytest.approx(1 - 5 / 14)
+    assert found["pearson"] == pytest.approx(np.corrcoef(true, answers)[0, 1])
+    assert found["mse"] == pytest.approx(sklearn_metrics.mean_squared_error(true, answers))
+    assert found["mae"] == pytest.approx(sklearn_metrics.mean_absolute_error(true, answers))
+    assert found["r2"] == pytest.approx(sklearn_metrics.r2_score(true, answers))
+
+
+def test_r2_does_not_treat_truth_and_answer_alike():
+    found = RegressionError().compute(predictions=[0.0, 1.0, 2.0], references=[0.0, 2.0, 4.0])
+    assert found["r2"] == pytest.approx(1 - 5 / 8)
+
+
+@pytest.mark.parametrize(("answers", "true"), [([2.0, 2.0], [1.0, 3.0]), ([1.0, 3.0], [2.0, 2.0]), ([1.0], [2.0])])
+def test_regression_without_spread_gives_numbers(answers, true):
+    found = RegressionError().compute(predictions=answers, references=true)
+    assert found["pearson"] == 0.0
+    assert all(np.isfinite(value) for value in found.values())
+
+
+def test_metrics_work_inside_evaluate_combine():
+    both = evaluate.combine([Accuracy(), F1()])
+    found = both.compute(predictions=ANSWERS, references=TRUE)
+    assert found["accuracy"] == 0.7
+    assert found["f1_macro"] == pytest.approx(sklearn_metrics.f1_score(TRUE, ANSWERS, average="macro"))
+
+
+@pytest.mark.parametrize("name", sorted(METRICS))
+def test_metrics_take_batches_and_are_named_as_registered(name):
+    metric = METRICS[name]()
+    metric.add_batch(predictions=[0, 1], references=[0, 1])
+    metric.add(prediction=1, reference=0)
+    found = metric.compute()
+    whole = METRICS[name]().compute(predictions=[0, 1, 1], references=[0, 1, 0])
+    assert found == whole
+    assert metric.name == name
