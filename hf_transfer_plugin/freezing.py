@@ -208,11 +208,20 @@ def ever_learning_names(strategy: Any, model: nn.Module, groups: LayerGroups) ->
             Its layer groups.
 
     Returns:
-        `frozenset[str]`: A policy's own choice; every parameter for a schedule.
+        `frozenset[str]`: A policy's own choice; for a schedule every parameter above its `frozen` groups.
+
+    Raises:
+        ValueError: If nothing would be left to train.
     """
     if isinstance(strategy, FreezingPolicy):
         return strategy(model, groups)
-    return frozenset(name for group in groups for name in group.parameters)
+    frozen = getattr(strategy, "frozen", 0)
+    if frozen >= len(groups):
+        raise ValueError(
+            f"`frozen` must lie between 0 and {len(groups) - 1} for {groups.model_name!r} with its {len(groups)} layer "
+            f"groups ({groups.summary()}), but got {frozen}."
+        )
+    return frozenset(name for group in groups[frozen:] for name in group.parameters)
 
 
 def set_trainable(model: nn.Module, names: Iterable[str]) -> int:

@@ -201,8 +201,9 @@ def plan(
     everything = frozenset(sizes)
     full_cost = phase(0, max_steps, everything, everything)
     warnings = _warnings(schedule, phases, full_cost, groups, checkpointing)
-    if ever_learning_names(schedule, model, groups) - so_far and not getattr(schedule, "needs_evaluation", False):
-        late = [g.name for g in groups if not any(n in so_far for n in g.parameters)]
+    idle = ever_learning_names(schedule, model, groups) - so_far
+    if idle and not getattr(schedule, "needs_evaluation", False):
+        late = [g.name for g in groups if idle & set(g.parameters)]
         warnings.append(f"The run ends before {', '.join(late)} learn; train longer or thaw faster.")
     return Plan(
         tuple(phases),

@@ -70,7 +70,8 @@ class GradualUnfreezing(_Schedule):
     """
     Thaws one layer group after another from the head down, as in ULMFiT (https://huggingface.co/papers/1801.06146).
 
-    With `every=None` the j-th group from the top learns from step `round(j * until * max_steps / (groups - 1))`.
+    With `every=None` the j-th of the n groups that ever learn, counted from the top, learns from step
+    `round(j * until * max_steps / (n - 1))`.
 
     Args:
         every (`int` or `str`, *optional*):
@@ -78,6 +79,9 @@ class GradualUnfreezing(_Schedule):
             from step 0 to `until`.
         until (`float`, *optional*, defaults to 0.5):
             Share of the run after which every group learns; 0 lets all learn from the start.
+        frozen (`int`, *optional*, defaults to 0):
+            Groups nearest to the input that never learn; 1 keeps the embeddings, whose update alone can cost as much
+            as several layers.
 
     Raises:
         ValueError: If a field is out of range.
@@ -86,12 +90,15 @@ class GradualUnfreezing(_Schedule):
     name: ClassVar[str] = "gradual-unfreezing"
     every: int | str | None = None
     until: float = 0.5
+    frozen: int = 0
 
     def __post_init__(self) -> None:
         if self.every is not None and self.every != "epoch" and not (_whole(self.every) and int(self.every) > 0):
             raise ValueError(f'`every` must be a number of steps, "epoch" or None, but got {self.every!r}.')
         if not isinstance(self.until, (int, float)) or not 0 <= self.until <= 1:
             raise ValueError(f"`until` must lie between 0 and 1, a share of the run, but got {self.until!r}.")
+        if not _whole(self.frozen) or self.frozen < 0:
+            raise ValueError(f"`frozen` must be a number of layer groups, but got {self.frozen!r}.")
 
     def __call__(self, progress: Progress, groups: int) -> tuple[int, ...]:
         """
@@ -104,11 +111,12 @@ class GradualUnfreezing(_Schedule):
         Returns:
             `tuple[int, ...]`: The groups that learn.
         """
-        return tuple(i for i in range(groups) if progress.step >= self._thaw_step(groups - 1 - i, progress, groups))
+        learning = range(self.frozen, groups)
+        return tuple(i for i in learning if progress.step >= self._thaw_step(groups - 1 - i, progress, len(learning)))
 
-    def _thaw_step(self, j: int, progress: Progress, groups: int) -> int:
+    def _thaw_step(self, j: int, progress: Progress, learning: int) -> int:
         if self.every is None:
-            return round(j * self.until * progress.max_steps / max(groups - 1, 1))
+            return round(j * self.until * progress.max_steps / max(learning - 1, 1))
         return round(j * (progress.steps_per_epoch if self.every == "epoch" else int(self.every)))
 
 

@@ -74,7 +74,10 @@ def test_all_faults_are_told_at_once():
         ({"model": ""}, "`model` must be a Hub id or a path, but got ''"),
         ({"task": "x"}, "`task` must be one of text-classification, but got 'x'"),
         ({"problem_type": "x"}, "`problem_type` must be one of .*regression, but got 'x'"),
-        ({"class_names": "positive"}, "`class_names` must be at least two different names, as text, but got 'positive'"),
+        (
+            {"class_names": "positive"},
+            "`class_names` must be at least two different names, as text, but got 'positive'",
+        ),
         ({"class_names": ["one"]}, "`class_names` must be at least two different names"),
         ({"class_names": [False, True]}, r"`class_names` must be at least two different names, .*\[False, True\]"),
         ({"class_names": 3}, "`class_names` must be at least two different names, as text, but got 3"),

@@ -48,7 +48,9 @@ def test_same_record_gives_the_same_bytes(tmp_path):
 
 def test_missing_record_is_told_with_the_way_out(tmp_path):
     for place in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(ValueError, match=r"Expected a run folder with a transfer_record.json, but .* has none\. Make"):
+        with pytest.raises(
+            ValueError, match=r"Expected a run folder with a transfer_record.json, but .* has none\. Make"
+        ):
             TransferRecord.load(place)
 
 

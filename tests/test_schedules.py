@@ -36,6 +36,10 @@ def test_gradual_unfreezing_until_zero_trains_everything_at_once():
     assert starts(GradualUnfreezing(until=0), 10, 4) == [0, 0, 0, 0]
 
 
+def test_gradual_unfreezing_leaves_its_frozen_groups_alone():
+    assert starts(GradualUnfreezing(until=0.5, frozen=1), 100, 6) == [None, 50, 38, 25, 12, 0]
+
+
 def test_chain_thaw_trains_the_head_then_each_group_alone_then_all():
     schedule = ChainThaw()
     phases = [schedule(Progress(step, 10), 4) for step in range(0, 10, 2)]
@@ -89,6 +93,7 @@ def test_layer_sampling_keeps_ends_and_draws_the_same_for_the_same_step():
     [
         (lambda: GradualUnfreezing(every=0), "`every` must be"),
         (lambda: GradualUnfreezing(every="day"), "'day'"),
+        (lambda: GradualUnfreezing(frozen=-1), "`frozen` must be"),
         (lambda: GradualUnfreezing(until=1.5), "`until` must lie between 0 and 1"),
         (lambda: PlateauUnfreezing(patience=0), "`patience`"),
         (lambda: PlateauUnfreezing(min_delta=-1), "`min_delta`"),

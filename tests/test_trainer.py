@@ -181,6 +181,7 @@ def test_without_a_schedule_what_the_user_froze_stays_frozen(make_trainer):
         ({"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "epoch", "metric_for_best_model": "loss"},
          {"learning_rates": LayerwiseDecay(warmup_steps=3)}, "would compound"),
         ({}, {"learning_rates": SlantedTriangular()}, 'set `lr_scheduler_type="constant"`'),
+        ({}, {"schedule": GradualUnfreezing(frozen=5)}, "`frozen` must lie between 0 and 4"),
         ({}, {"schedule": freeze_first(9)}, "`k` must lie between 0 and 4"),
         ({"ddp_static_graph": True}, {"schedule": GradualUnfreezing()}, "`ddp_static_graph=True` forbids"),
         ({}, {"terms": [lambda model, inputs, outputs: outputs.loss]}, "Use `TransferTrainer`"),

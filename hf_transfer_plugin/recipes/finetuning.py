@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -168,6 +169,7 @@ def prepare(
     """
     args, loaded = with_defaults(args, explicit), splits is None
     strategy, rates = build_strategy(config)
+    _check_processes(args)
     _check_folder(config, args)
     _check_evaluation(config, args, strategy)
     splits = load_splits(config) if splits is None else splits
@@ -215,6 +217,9 @@ def make_trainer(prepared: Prepared) -> Trainer:
         compute_metrics=task.compute_metrics(data),
         callbacks=callbacks,
     )
+    # The loss is a mean over examples. Many heads take the number of items and ignore it, and Trainer then trusts them
+    # to have divided: gradients would grow with accumulation and with the number of processes.
+    trainer.model_accepts_loss_kwargs = False
     trainer.remove_callback(PrinterCallback)
     if trainer.pop_callback(ProgressCallback) is not None:
         trainer.add_callback(_QuietProgress)
@@ -250,6 +255,15 @@ def _without_validation(args: TrainingArguments, splits: DatasetDict, explicit: 
 def _checkpoint(args: TrainingArguments) -> Any:
     value = args.resume_from_checkpoint
     return {"true": True, "false": None}.get(value.lower(), value) if isinstance(value, str) else value
+
+
+def _check_processes(args: TrainingArguments) -> None:
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started > 1 and args.world_size != started:
+        raise ValueError(
+            f"{started} processes were started, but Trainer would let each train a model of its own. On processors, "
+            "add `--use_cpu true`; else start one process."
+        )
 
 
 def _check_folder(config: TransferConfig, args: TrainingArguments) -> None:

@@ -51,9 +51,9 @@ def read(splits: DatasetDict, config: TransferConfig, seed: int) -> TaskData:
         ValueError: If a column is missing, or texts or labels are unusable.
     """
     columns = _checked_columns(splits, config)
-    splits = DatasetDict({
-        s: rows for s, rows in splits.items() if s != "test" or any(label != -1 for label in rows[columns["label"]])
-    })
+    if _unlabelled(splits.get("test"), columns["label"]):
+        logger.warning("The test split has no labels (all are -1) and is left out.")
+        splits = DatasetDict({split: rows for split, rows in splits.items() if split != "test"})
     scheme = read_labels(splits, columns["label"], config)
     plain = DatasetDict({split: _plain(rows, columns, scheme) for split, rows in splits.items()})
     held_out = "validation" not in plain and config.validation_fraction > 0
@@ -136,6 +136,10 @@ def _check_texts(split: str, texts: Sequence[Any], column: str) -> None:
             f"Every row of {column!r} must hold text, but {len(bad)} of {len(texts)} in the {split} split do not "
             f"(row {bad[0]} is {what}). Remove such rows, or name another `--text_column`."
         )
+
+
+def _unlabelled(rows: Dataset | None, column: str) -> bool:
+    return bool(rows) and all(label == -1 for label in rows[column])
 
 
 def _plain(rows: Dataset, columns: dict[str, str], scheme: LabelScheme) -> Dataset:

@@ -76,16 +76,17 @@ def read_labels(splits: DatasetDict, column: str, config: TransferConfig) -> Lab
     for split, labels in raw.items():
         _check_present(split, labels, column)
     train = raw["train"]
-    if isinstance(train[0], (list, tuple)):
-        return _multi_label(raw, splits["train"].features[column], config)
+    listed = isinstance(train[0], (list, tuple))
+    _check_lists(raw, column, listed=listed or config.problem_type == MULTI)
+    if listed:
+        return _multi_label(raw, splits["train"].features[column], column, config)
     kinds = {type(label).__name__ for label in train}
     if len(kinds) > 1 and not kinds <= {"int", "float"}:
         raise ValueError(f"Labels in {column!r} must be of one type, but are {', '.join(sorted(kinds))}.")
     _check_text(train, column)
     numeric = isinstance(train[0], float) and config.problem_type != SINGLE
     if config.problem_type == REGRESSION or (numeric and config.problem_type is None):
-        if not all(isinstance(label, (int, float)) and not isinstance(label, bool) for label in train):
-            raise ValueError(f"Regression needs numbers in {column!r}, but got {train[0]!r}.")
+        _check_numbers(raw, column)
         return LabelScheme(REGRESSION, (), {})
     return _single_label(raw, splits["train"].features[column], column, config)
 
@@ -110,40 +111,74 @@ def known_labels(splits: DatasetDict, column: str, config: TransferConfig) -> La
     """
     names = tuple(config.class_names or ())
     scheme = LabelScheme(config.problem_type or SINGLE, names, {})
-    for split, rows in splits.items():
-        labels = list(rows[column])
+    raw = {split: list(rows[column]) for split, rows in splits.items()}
+    for split, labels in raw.items():
         _check_present(split, labels, column)
-        if scheme.problem_type == REGRESSION:
-            continue
-        single = scheme.problem_type == SINGLE
-        feature = rows.features[column]
+    if scheme.problem_type == REGRESSION:
+        _check_numbers(raw, column)
+        return scheme
+    single = scheme.problem_type == SINGLE
+    _check_lists(raw, column, listed=not single)
+    for split, labels in raw.items():
+        feature = splits[split].features[column]
         values = set(labels) if single else {value for row in labels for value in row}
         if not single and values <= {0, 1} and {len(row) for row in labels} == {len(names)}:
             return LabelScheme(MULTI, names, {}, indicator=True)
-        if isinstance(feature if single else getattr(feature, "feature", None), ClassLabel):
-            numbers: dict[Any, int] = {i: i for i in range(len(names))}
-        else:
-            numbers = {value: names.index(str(value)) for value in values if str(value) in names}
-        unknown = sorted(values - numbers.keys(), key=str)
-        if unknown and all(isinstance(v, int) for v in values) and values <= set(range(len(names))):
-            numbers, unknown = {i: i for i in range(len(names))}, []
-        if unknown:
-            raise ValueError(
-                f"Labels must be among the model's classes {', '.join(names)}, but the data has {unknown[0]!r}."
-            )
-        scheme.numbers.update(numbers)
+        scheme.numbers.update(_known_numbers(values, feature if single else getattr(feature, "feature", None), names))
     return scheme
+
+
+def _known_numbers(values: set[Any], feature: Any, names: tuple[str, ...]) -> dict[Any, int]:
+    """Numbers of a model's classes: by name, or by position where the data has only positions."""
+    numbers: dict[Any, int] = {value: names.index(str(value)) for value in values if str(value) in names}
+    unknown = sorted(values, key=str)
+    if isinstance(feature, ClassLabel):
+        if set(feature.names) <= set(names):
+            numbers = {i: names.index(name) for i, name in enumerate(feature.names)}
+        elif feature.num_classes == len(names):
+            numbers = {i: i for i in range(len(names))}
+        else:
+            numbers, unknown = {}, feature.names
+    elif all(isinstance(value, int) for value in values) and not any(_is_number(name) for name in names):
+        numbers = numbers or {i: i for i in range(len(names))}
+    unknown = [value for value in unknown if value not in numbers]
+    if unknown:
+        raise ValueError(
+            f"Labels must be among the model's classes {', '.join(names)}, but the data has {unknown[0]!r}."
+        )
+    return numbers
 
 
 def _check_present(split: str, labels: Sequence[Any], column: str) -> None:
     if not labels:
         raise ValueError(f"The {split} split must hold rows, but is empty.")
     for row, label in enumerate(labels):
-        if label is None or (isinstance(label, float) and math.isnan(label)):
+        if any(_is_missing(value) for value in (label if isinstance(label, list) else (label,))):
             raise ValueError(
                 f"Every row must have a label, but row {row} of the {split} split has none in {column!r}. "
                 "Remove such rows or fill the labels in."
             )
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _check_lists(raw: dict[str, list[Any]], column: str, *, listed: bool) -> None:
+    for split, labels in raw.items():
+        for row, label in enumerate(labels):
+            if isinstance(label, (list, tuple)) != listed:
+                raise ValueError(
+                    f"Labels in {column!r} must be {'lists of labels' if listed else 'one label a row'}, but row {row} "
+                    f"of the {split} split is {label!r}."
+                )
+
+
+def _check_numbers(raw: dict[str, list[Any]], column: str) -> None:
+    for split, labels in raw.items():
+        for label in labels:
+            if not isinstance(label, (int, float)) or isinstance(label, bool):
+                raise ValueError(f"Regression needs numbers in {column!r}, but got {label!r} in the {split} split.")
 
 
 def _check_text(labels: Sequence[Any], column: str) -> None:
@@ -171,6 +206,11 @@ def _names(values: Iterable[Any], feature: Any, config: TransferConfig) -> tuple
     """Class numbers and names: from the data's ClassLabel, from the user, or from the sorted values."""
     found = sorted(set(values))
     if isinstance(feature, ClassLabel):
+        if config.class_names and len(config.class_names) != feature.num_classes:
+            raise ValueError(
+                f"`class_names` must name the {feature.num_classes} classes of the data, but names "
+                f"{len(config.class_names)}."
+            )
         return {i: i for i in range(feature.num_classes)}, tuple(config.class_names or feature.names)
     if config.class_names:
         given = list(config.class_names)
@@ -211,22 +251,36 @@ def _single_label(raw: dict[str, list[Any]], feature: Any, column: str, config: 
     return LabelScheme(SINGLE, names, numbers)
 
 
-def _multi_label(raw: dict[str, list[Any]], feature: Any, config: TransferConfig) -> LabelScheme:
+def _multi_label(raw: dict[str, list[Any]], feature: Any, column: str, config: TransferConfig) -> LabelScheme:
     if config.problem_type not in (None, MULTI):
         raise ValueError(f"Lists of labels are a {MULTI}, but `problem_type` is {config.problem_type!r}.")
     rows = raw["train"]
     lengths = {len(row) for row in rows}
     inner = feature.feature if isinstance(feature, SequenceFeature) or hasattr(feature, "feature") else None
     values = {value for row in rows for value in row}
-    if len(lengths) == 1 and lengths != {1} and values <= {0, 1} and not isinstance(inner, ClassLabel):
-        width = lengths.pop()
-        names = tuple(config.class_names or (str(i) for i in range(width)))
-        if len(names) != width:
-            raise ValueError(f"`class_names` must name the {width} labels of a row, but names {len(names)}.")
-        return LabelScheme(MULTI, names, {}, indicator=True)
+    if len(lengths) == 1 and min(lengths) > 1 and values <= {0, 1} and not isinstance(inner, ClassLabel):
+        return _indicators(raw, lengths.pop(), config)
     numbers, names = _names(values, inner, config)
+    if len(names) < 2:
+        raise ValueError(
+            f"The train split must hold at least two labels in {column!r}, but has only {', '.join(names) or 'none'}."
+        )
     for split, labels in raw.items():
         unseen = sorted({value for row in labels for value in row} - values, key=str)
         if unseen and split != "train":
             raise ValueError(f"Every label of the {split} split must occur in train, but {unseen[0]!r} does not.")
     return LabelScheme(MULTI, names, numbers)
+
+
+def _indicators(raw: dict[str, list[Any]], width: int, config: TransferConfig) -> LabelScheme:
+    names = tuple(config.class_names or (str(i) for i in range(width)))
+    if len(names) != width:
+        raise ValueError(f"`class_names` must name the {width} labels of a row, but names {len(names)}.")
+    for split, labels in raw.items():
+        for row, label in enumerate(labels):
+            if len(label) != width or not set(label) <= {0, 1}:
+                raise ValueError(
+                    f"Every row of the {split} split must be {width} zeros and ones as in train, but row {row} is "
+                    f"{label!r}."
+                )
+    return LabelScheme(MULTI, names, {}, indicator=True)

@@ -9,6 +9,7 @@ from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from hf_transfer_plugin.config import TransferConfig
 
 FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+NO_ROWS = ("corresponds to no data", "No columns to parse")
 ALIASES = {"valid": "validation", "val": "validation", "dev": "validation", "eval": "validation"}
 
 
@@ -66,7 +67,13 @@ def _load_folder(path: Path) -> Any:
     files: dict[str, Path] = {}
     for file in sorted(path.iterdir()):
         if file.suffix.lower() in FORMATS:
-            files[ALIASES.get(file.stem.lower(), file.stem)] = file
+            split = ALIASES.get(file.stem.lower(), file.stem)
+            if split in files:
+                raise ValueError(
+                    f"`dataset` must have one file for each split, but {files[split].name!r} and {file.name!r} are "
+                    f"both {split!r}. Remove one of them."
+                )
+            files[split] = file
     if not files:
         raise ValueError(
             f"`dataset` is a folder without {', '.join(sorted(FORMATS))} files: {str(path)!r}. Name the files after "
@@ -89,6 +96,8 @@ def _read_files(files: dict[str, Path]) -> DatasetDict:
             )
         except (DatasetGenerationError, ValueError, OSError) as error:
             cause = error.__cause__ or error
+            if any(sign in str(cause) for sign in NO_ROWS):
+                raise ValueError(f"`dataset` must hold rows, but {str(file)!r} has none.") from error
             raise ValueError(
                 f"{str(file)!r} could not be read as {FORMATS[file.suffix.lower()]}: {_first_line(cause)}. A column "
                 "must hold values of one type; mixed labels are written as text."
