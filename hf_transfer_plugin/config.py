@@ -1,8 +1,9 @@
 """What a run is asked to do, as plain values; imports no strategy, no torch, and reads only YAML and JSON."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,29 @@ class ConfigError(ValueError):
     def __init__(self, problems: Iterable[str]) -> None:
         self.problems = tuple(problems)
         super().__init__("\n".join(self.problems))
+
+
+def gather(*checks: Callable[[], object]) -> None:
+    """
+    Runs all checks and tells everything that they find at once.
+
+    Args:
+        *checks (`Callable`):
+            Functions that raise `ValueError`.
+
+    Raises:
+        ConfigError: If any of them does.
+    """
+    problems: list[str] = []
+    for check in checks:
+        try:
+            check()
+        except ConfigError as error:
+            problems += error.problems
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError(problems)
 
 
 def parse_spec(value: str | Mapping[str, Any], names: tuple[str, ...], flag: str) -> dict[str, Any]:
@@ -193,13 +217,12 @@ class TransferConfig:
             yield f"`class_names` must be at least two different names, as text, but got {names!r}."
 
     def _spec_problems(self) -> Iterable[str]:
-        for flag, known in (("strategy", STRATEGY_NAMES), ("learning_rates", LEARNING_RATE_NAMES)):
-            value = getattr(self, flag)
-            if value is not None:
-                try:
-                    parse_spec(value, known, flag)
-                except ConfigError as error:
-                    yield from error.problems
+        known = {"strategy": STRATEGY_NAMES, "learning_rates": LEARNING_RATE_NAMES}
+        given = [(flag, getattr(self, flag)) for flag in known if getattr(self, flag) is not None]
+        try:
+            gather(*(partial(parse_spec, value, known[flag], flag) for flag, value in given))
+        except ConfigError as error:
+            yield from error.problems
 
     def _number_problems(self) -> Iterable[str]:
         if not isinstance(self.validation_fraction, (int, float)) or not 0 <= self.validation_fraction < 1:

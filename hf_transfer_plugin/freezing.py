@@ -218,8 +218,8 @@ def ever_learning_names(strategy: Any, model: nn.Module, groups: LayerGroups) ->
     frozen = getattr(strategy, "frozen", 0)
     if frozen >= len(groups):
         raise ValueError(
-            f"`frozen` must lie between 0 and {len(groups) - 1} for {groups.model_name!r} with its {len(groups)} layer "
-            f"groups ({groups.summary()}), but got {frozen}."
+            f"`frozen` must lie between 0 and {len(groups) - 1} for {groups.model_name!r} with its {len(groups)} "
+            f"layer groups ({groups.summary()}), but got {frozen}."
         )
     return frozenset(name for group in groups[frozen:] for name in group.parameters)
 

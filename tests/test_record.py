@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -103,7 +104,7 @@ def test_whole_text_is_on_disk_before_the_file_gets_its_name(tmp_path, monkeypat
     real = os.replace
 
     def look(source, target):
-        seen.append((os.path.dirname(source), open(source, encoding="utf-8").read(), os.path.exists(target)))
+        seen.append((str(Path(source).parent), Path(source).read_text(encoding="utf-8"), Path(target).exists()))
         real(source, target)
 
     monkeypatch.setattr(os, "replace", look)

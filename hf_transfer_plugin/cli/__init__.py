@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _fail(message: str) -> int:
     if int(os.environ.get("RANK", "0")) == 0:
-        print(f"error: {message}", file=sys.stderr)
+        print("\n".join(f"error: {line}" for line in message.splitlines()), file=sys.stderr)
     return 2
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from hf_transfer_plugin.config import LEARNING_RATE_NAMES, STRATEGY_NAMES, TransferConfig, parse_spec
+from hf_transfer_plugin.config import LEARNING_RATE_NAMES, STRATEGY_NAMES, TransferConfig, gather, parse_spec
 from hf_transfer_plugin.freezing import POLICIES
 from hf_transfer_plugin.learning_rates import LEARNING_RATES
 from hf_transfer_plugin.schedules import SCHEDULES
@@ -68,14 +68,14 @@ def build_strategy(config: TransferConfig) -> tuple[Any, Any]:
         ValueError: If a field is unknown or out of range.
     """
     spec = parse_spec(config.strategy or DEFAULT_STRATEGY, STRATEGY_NAMES, "strategy")
-    strategy = _build(spec, {**POLICIES, **SCHEDULES}, "strategy")
-    if config.learning_rates is not None:
-        rates = _build(
-            parse_spec(config.learning_rates, LEARNING_RATE_NAMES, "learning_rates"), LEARNING_RATES, "learning_rates"
-        )
-    else:
-        rates = None if spec["name"] == "full" else _build(DEFAULT_LEARNING_RATES, LEARNING_RATES, "learning_rates")
-    return strategy, rates
+    makers = {**POLICIES, **SCHEDULES}
+    chosen = config.learning_rates or (None if spec["name"] == "full" else DEFAULT_LEARNING_RATES)
+    rates = None if chosen is None else parse_spec(chosen, LEARNING_RATE_NAMES, "learning_rates")
+    gather(
+        lambda: _build(spec, makers, "strategy"),
+        lambda: rates is None or _build(rates, LEARNING_RATES, "learning_rates"),
+    )
+    return _build(spec, makers, "strategy"), None if rates is None else _build(rates, LEARNING_RATES, "learning_rates")
 
 
 def _build(spec: dict[str, Any], makers: dict[str, Any], flag: str) -> Any:

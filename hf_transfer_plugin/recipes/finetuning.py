@@ -16,7 +16,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import IntervalStrategy
 
 from hf_transfer_plugin.callbacks import InterruptCallback, NonFiniteLossCallback
-from hf_transfer_plugin.config import TransferConfig
+from hf_transfer_plugin.config import TransferConfig, gather
 from hf_transfer_plugin.freezing import ever_learning_names
 from hf_transfer_plugin.layers import LayerGroups, discover_layer_groups
 from hf_transfer_plugin.planning import plan
@@ -168,10 +168,14 @@ def prepare(
         ValueError: For anything that is wrong.
     """
     args, loaded = with_defaults(args, explicit), splits is None
+    gather(
+        lambda: build_strategy(config),
+        lambda: _check_processes(args),
+        lambda: _check_folder(config, args),
+        lambda: _check_stopping(config, args),
+    )
     strategy, rates = build_strategy(config)
-    _check_processes(args)
-    _check_folder(config, args)
-    _check_evaluation(config, args, strategy)
+    _check_evaluation(args, strategy)
     splits = load_splits(config) if splits is None else splits
     if "validation" not in splits and config.validation_fraction == 0:
         _without_validation(args, splits, explicit)
@@ -291,12 +295,15 @@ def _check_folder(config: TransferConfig, args: TrainingArguments) -> None:
             )
 
 
-def _check_evaluation(config: TransferConfig, args: TrainingArguments, strategy: Any) -> None:
+def _check_stopping(config: TransferConfig, args: TrainingArguments) -> None:
     if config.early_stopping_patience is not None and not args.load_best_model_at_end:
         raise ValueError(
             "`early_stopping_patience` stops at the best evaluation so far, so it needs "
             "`--load_best_model_at_end true`."
         )
+
+
+def _check_evaluation(args: TrainingArguments, strategy: Any) -> None:
     if (
         getattr(strategy, "needs_evaluation", False)
         and str(getattr(args.eval_strategy, "value", args.eval_strategy)) == "no"

@@ -139,7 +139,7 @@ def _check_texts(split: str, texts: Sequence[Any], column: str) -> None:
 
 
 def _unlabelled(rows: Dataset | None, column: str) -> bool:
-    return bool(rows) and all(label == -1 for label in rows[column])
+    return rows is not None and len(rows) > 0 and all(label == -1 for label in rows[column])
 
 
 def _plain(rows: Dataset, columns: dict[str, str], scheme: LabelScheme) -> Dataset:

@@ -130,21 +130,19 @@ def known_labels(splits: DatasetDict, column: str, config: TransferConfig) -> La
 
 def _known_numbers(values: set[Any], feature: Any, names: tuple[str, ...]) -> dict[Any, int]:
     """Numbers of a model's classes: by name, or by position where the data has only positions."""
-    numbers: dict[Any, int] = {value: names.index(str(value)) for value in values if str(value) in names}
-    unknown = sorted(values, key=str)
-    if isinstance(feature, ClassLabel):
-        if set(feature.names) <= set(names):
-            numbers = {i: names.index(name) for i, name in enumerate(feature.names)}
-        elif feature.num_classes == len(names):
-            numbers = {i: i for i in range(len(names))}
-        else:
-            numbers, unknown = {}, feature.names
-    elif all(isinstance(value, int) for value in values) and not any(_is_number(name) for name in names):
-        numbers = numbers or {i: i for i in range(len(names))}
-    unknown = [value for value in unknown if value not in numbers]
+    given = dict(enumerate(feature.names)) if isinstance(feature, ClassLabel) else {}
+    words = given or {value: str(value) for value in values}
+    numbers: dict[Any, int] = {value: names.index(word) for value, word in words.items() if word in names}
+    positions = range(len(names))
+    numbered = any(_is_number(name) for name in names) and list(names) != [str(i) for i in positions]
+    fits = len(given) in (0, len(names)) and all(isinstance(value, int) for value in values)
+    if not numbers and fits and not numbered:
+        numbers = {i: i for i in positions}
+    unknown = sorted(values - numbers.keys(), key=str)
     if unknown:
         raise ValueError(
-            f"Labels must be among the model's classes {', '.join(names)}, but the data has {unknown[0]!r}."
+            f"Labels must be among the model's classes {', '.join(names)}, but the data has "
+            f"{given.get(unknown[0], unknown[0])!r}."
         )
     return numbers
 
@@ -168,9 +166,9 @@ def _check_lists(raw: dict[str, list[Any]], column: str, *, listed: bool) -> Non
     for split, labels in raw.items():
         for row, label in enumerate(labels):
             if isinstance(label, (list, tuple)) != listed:
+                what = "lists of labels" if listed else "one label a row"
                 raise ValueError(
-                    f"Labels in {column!r} must be {'lists of labels' if listed else 'one label a row'}, but row {row} "
-                    f"of the {split} split is {label!r}."
+                    f"Labels in {column!r} must be {what}, but row {row} of the {split} split is {label!r}."
                 )
 
 
