@@ -9,7 +9,10 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertModel,
+    BigBirdConfig,
+    BigBirdForSequenceClassification,
     CLIPConfig,
+    CLIPForImageClassification,
     CLIPModel,
     DistilBertConfig,
     DistilBertForSequenceClassification,
@@ -21,17 +24,23 @@ from transformers import (
     MobileNetV2ForImageClassification,
     ResNetConfig,
     ResNetForImageClassification,
+    SqueezeBertConfig,
+    SqueezeBertForSequenceClassification,
     SwinConfig,
     SwinForImageClassification,
     T5Config,
     T5ForConditionalGeneration,
     ViTConfig,
     ViTForImageClassification,
+    XLMRobertaConfig,
+    XLMRobertaForMaskedLM,
 )
 
 from hf_transfer_plugin import LayerGroup, LayerGroups, discover_layer_groups
 from hf_transfer_plugin.layers.probe import untouched
 from tests.conftest import TINY, bert
+
+VISION = {"num_hidden_layers": 2, "image_size": 16, "patch_size": 8}
 
 TOWER = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
 BART = {
@@ -145,6 +154,42 @@ def test_a_tied_head_belongs_to_the_embeddings_and_head_only_strategies_are_refu
     assert "cls.predictions.transform.dense.weight" in groups[-1].parameters
     with pytest.raises(ValueError, match=r"needs a head group.*shares its weights with the embeddings"):
         groups.require_head("feature-extraction")
+
+
+def test_a_tied_matrix_that_goes_by_the_name_of_the_output_layer_is_an_embedding():
+    model = XLMRobertaForMaskedLM(XLMRobertaConfig(**TINY))
+    groups = discover_layer_groups(model)
+    embedding = next(n for n, p in model.named_parameters() if p is model.get_input_embeddings().weight)
+    assert embedding in groups[0].parameters
+    assert not groups.has_head
+
+
+def test_a_head_beside_a_tower_without_base_prefix_is_found():
+    config = CLIPConfig(vision_config={**TOWER, **VISION}, text_config={**TOWER, "num_hidden_layers": 2}, num_labels=3)
+    groups = discover_layer_groups(CLIPForImageClassification(config))
+    assert groups.names == ("embeddings", "layers.0", "layers.1", "head")
+    assert groups[-1].parameters == ("classifier.weight", "classifier.bias")
+
+
+def test_blocks_count_however_small_beside_the_embeddings():
+    groups = discover_layer_groups(bert(vocab_size=5000, hidden_size=8, intermediate_size=8))
+    assert groups.names == ("embeddings", "layer.0", "layer.1", "layer.2", "head")
+
+
+def test_blocks_whose_forward_is_called_past_the_hooks_are_seen():
+    config = SqueezeBertConfig(**TINY, embedding_size=16, q_groups=1, k_groups=1, v_groups=1, post_attention_groups=1,
+                               intermediate_groups=1, output_groups=1)  # fmt: skip
+    groups = discover_layer_groups(SqueezeBertForSequenceClassification(config))
+    assert groups.verified
+    assert groups.names[1:4] == ("layers.0", "layers.1", "layers.2")
+
+
+def test_sparse_attention_outlives_the_short_dummy_text():
+    model = BigBirdForSequenceClassification(BigBirdConfig(**{**TINY, "max_position_embeddings": 512})).eval()
+    assert model.bert.attention_type == "block_sparse"
+    discover_layer_groups(model)
+    assert model.bert.attention_type == "block_sparse"
+    assert not any(module.training for module in model.modules())
 
 
 def test_blocks_of_two_towers_are_aligned_at_the_output():

@@ -11,7 +11,8 @@ from hf_transfer_plugin.layers.probe import CallOrder, record_calls
 from hf_transfer_plugin.layers.stacks import Layout, candidate_layouts
 
 _HEAD = re.compile(r"pool|head|classif|score|(^|\.)cls(\.|$)|logit_scale|logit_bias|temperature|_projection")
-_POOLER = re.compile(r"pool")
+_POOLER = re.compile(r"pool|(^|\.)head\.")
+_TASK = re.compile(rf"{_HEAD.pattern}|(^|\.)fc(\.|$)|projector")
 
 
 def discover_layer_groups(
@@ -128,16 +129,34 @@ def _outside_base(model: nn.Module, name: str) -> bool:
 def _assign(model: nn.Module, layout: Layout, order: CallOrder | None, tied: bool) -> dict[str, str]:
     """Group of every parameter: its block's, or by the moment at which its module runs."""
     owners = {block: group for group, blocks in zip(layout.names, layout.members, strict=True) for block in blocks}
+    roots = {block.split(".")[0] for block in owners}
     moments = _moments(model, order)
+    spans = _spans(moments, layout)
+    embedding = _input_embeddings(model)
+    looked_up = {id(p) for p in embedding.parameters()} if embedding is not None else set()
     result = {}
-    for name, _ in model.named_parameters():
+    for name, parameter in model.named_parameters():
         group = _block_group(name, owners)
+        if group is None and id(parameter) in looked_up:
+            # A tied matrix may go by the name of the output layer.
+            group = "embeddings"
         if group is None and _outside_base(model, name):
             group = "head"
         if group is None:
-            group = _by_moment(name, moments, layout, owners)
+            group = _by_moment(name, moments, spans, layout, owners)
+        if group == layout.names[-1] and name.split(".")[0] not in roots and _TASK.search(name):
+            group = "head"
         result[name] = layout.names[-1] if group == "head" and tied else group
     return result
+
+
+def _spans(moments: Mapping[str, float], layout: Layout) -> list[dict[str, tuple[float, float]]]:
+    """First and last moment of each block, for each chain."""
+    spans = []
+    for chain in layout.chains:
+        times = {block: [m for p, m in moments.items() if p.startswith(f"{block}.")] or [0.0] for block in chain}
+        spans.append({block: (min(found), max(found)) for block, found in times.items()})
+    return spans
 
 
 def _block_group(name: str, owners: Mapping[str, str]) -> str | None:
@@ -158,15 +177,15 @@ def _moments(model: nn.Module, order: CallOrder | None) -> dict[str, float]:
     return moments
 
 
-def _by_moment(name: str, moments: Mapping[str, float], layout: Layout, owners: Mapping[str, str]) -> str:
+def _by_moment(
+    name: str,
+    moments: Mapping[str, float],
+    spans: list[dict[str, tuple[float, float]]],
+    layout: Layout,
+    owners: Mapping[str, str],
+) -> str:
     if layout.rule.startswith("two towers") and _HEAD.search(name) and not re.search(r"embed", name):
         return "head"
-    spans = []
-    for chain in layout.chains:
-        inside = {
-            block: [moment for p, moment in moments.items() if p.startswith(f"{block}.")] or [0.0] for block in chain
-        }
-        spans.append({block: (min(times), max(times)) for block, times in inside.items()})
     now = moments[name]
     earlier = [chain for chain in spans if now > max(last for _, last in chain.values())]
     if len(earlier) == len(spans):

@@ -98,6 +98,10 @@ def untouched(model: nn.Module) -> Iterator[None]:
     """
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    # BigBird leaves its sparse attention for good when it sees a short text.
+    sparse: list[tuple[Any, str]] = [
+        (m, m.attention_type) for m in model.modules() if hasattr(m, "set_attention_type")
+    ]
     cuda = [p.device for p in list(model.parameters())[:1] if p.device.type == "cuda"]
     with torch.random.fork_rng(devices=cuda), torch.no_grad():
         model.eval()
@@ -108,6 +112,10 @@ def untouched(model: nn.Module) -> Iterator[None]:
                 module.training = training
             for buffer, before in buffers:
                 buffer.copy_(before)
+            for module, kind in sparse:
+                if module.attention_type != kind:
+                    module.set_attention_type(kind)
+                    module.train(module.training)
 
 
 class CallOrder:
@@ -167,8 +175,13 @@ class CallOrder:
         Returns:
             `bool`: Whether all of them ran, and first in this order.
         """
-        moments = [self.entered.get(name, -1) for name in names]
+        moments = [self._moment(name) for name in names]
         return -1 not in moments and moments == sorted(moments)
+
+    def _moment(self, name: str) -> int:
+        """When a module was entered, or the first inside it where its `forward` was called past the hooks."""
+        inside = (moment for other, moment in self.entered.items() if other.startswith(f"{name}."))
+        return self.entered[name] if name in self.entered else min(inside, default=-1)
 
     def chained(self, names: list[str]) -> bool:
         """

@@ -2,8 +2,10 @@
 
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 _SCALE = re.compile(r"(^|\.)(logit_scale|temperature|text_projection)")
 
@@ -55,7 +57,7 @@ def _size(module: nn.Module) -> int:
 
 def find_stacks(model: nn.Module, *, smallest: int = 2) -> list[Stack]:
     """
-    Finds the outermost lists of same-class modules, the largest first.
+    Finds the outermost lists of blocks of the base model.
 
     Args:
         model (`nn.Module`):
@@ -64,19 +66,40 @@ def find_stacks(model: nn.Module, *, smallest: int = 2) -> list[Stack]:
             A list must have that many modules.
 
     Returns:
-        `list[Stack]`: The stacks; the stages of staged vision models are flattened to their blocks.
+        `list[Stack]`: The one as long as the text model first, then by size; the stages of staged vision models are
+        flattened to their blocks.
     """
     stacks: list[Stack] = []
-    staged = hasattr(getattr(model, "config", None), "depths")
+    config = getattr(model, "config", None)
+    staged = any(hasattr(part, "depths") for part in (config, *vars(config).values())) if config is not None else False
+    prefix = getattr(model, "base_model_prefix", "")
+    base = f"{prefix}." if prefix and isinstance(getattr(model, prefix, None), nn.Module) else ""
     for path, module in model.named_modules():
         inside = any(path.startswith(f"{stack.path}.") for stack in stacks)
-        if inside or not isinstance(module, nn.ModuleList) or len(module) < smallest:
+        # A list outside the base model is part of the task's head.
+        is_list = isinstance(module, nn.ModuleList) and len(module) >= smallest
+        if inside or not is_list or not path.startswith(base):
             continue
-        if len({type(child) for child in module}) > 1 or not _size(module):
+        assert isinstance(module, nn.ModuleList)
+        if not _size(module) or not _alike(module):
             continue
         blocks = tuple(block for i, child in enumerate(module) for block in _flatten(child, f"{path}.{i}", staged))
         stacks.append(Stack(path, blocks, _size(module)))
-    return sorted(stacks, key=lambda stack: -stack.size)
+    depth = _text_depth(config)
+    return sorted(stacks, key=lambda stack: (len(stack.blocks) != depth, -stack.size))
+
+
+def _alike(module: nn.ModuleList) -> bool:
+    """Blocks of one class, or of several where each is a Transformers layer, as in hybrid models."""
+    return len({type(child) for child in module}) == 1 or any(
+        isinstance(c, GradientCheckpointingLayer) for c in module
+    )
+
+
+def _text_depth(config: Any) -> int | None:
+    """Layers of the text model, which decides where another tower is larger."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return getattr(text, "num_hidden_layers", None)
 
 
 def _flatten(stage: nn.Module, path: str, staged: bool) -> tuple[str, ...]:
@@ -109,11 +132,12 @@ def candidate_layouts(model: nn.Module) -> list[Layout]:
             layouts.append(_in_sequence({"encoder": encoder, "decoder": decoder}))
     if len(stacks) > 1 and any(_SCALE.search(name) for name, _ in model.named_parameters()):
         layouts.append(_side_by_side(stacks))
-    total = _size(model)
-    layouts += [_single(stack) for stack in stacks if stack.size > total / 20]
-    if not layouts and getattr(getattr(model, "config", None), "num_hidden_layers", 1) > 1:
-        shared = find_stacks(model, smallest=1)
-        layouts += [Layout("weights shared by all layers", ("shared",), (s.blocks,), (s.blocks,)) for s in shared[:1]]
+    largest = max((stack.size for stack in stacks), default=0)
+    depth = _text_depth(getattr(model, "config", None))
+    layouts += [_single(stack) for stack in stacks if stack.size > largest / 20 or len(stack.blocks) == depth]
+    if not layouts:
+        shared = [stack for stack in find_stacks(model, smallest=1) if len(stack.blocks) == 1]
+        layouts += [Layout("one block for all layers", ("shared",), (s.blocks,), (s.blocks,)) for s in shared[:1]]
     return layouts
 
 
@@ -137,7 +161,8 @@ def _in_sequence(sides: dict[str, Stack]) -> Layout:
 
 
 def _side_by_side(stacks: list[Stack]) -> Layout:
-    towers = [stack.blocks for stack in stacks if stack.size > stacks[0].size / 50][:2]
+    largest = max(stack.size for stack in stacks)
+    towers = [stack.blocks for stack in stacks if stack.size > largest / 50][:2]
     depth = max(len(blocks) for blocks in towers)
     # Aligned at the output: blocks equally far from it share a group.
     members = tuple(
