@@ -99,9 +99,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     # BigBird leaves its sparse attention for good when it sees a short text.
-    sparse: list[tuple[Any, str]] = [
-        (m, m.attention_type) for m in model.modules() if hasattr(m, "set_attention_type")
-    ]
+    switchable: list[Any] = [m for m in model.modules() if hasattr(m, "set_attention_type")]
+    sparse = [(m, m.attention_type) for m in switchable]
     cuda = [p.device for p in list(model.parameters())[:1] if p.device.type == "cuda"]
     with torch.random.fork_rng(devices=cuda), torch.no_grad():
         model.eval()
