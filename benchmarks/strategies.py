@@ -35,13 +35,9 @@ FLAT = {"name": "layerwise-decay", "decay": 1.0}
 STRATEGIES: dict[str, tuple[dict[str, Any], dict[str, Any], float]] = {
     "full": ({"name": "full"}, FLAT, 1e-4),
     "layer-wise decay": ({"name": "full"}, DECAY, 2e-4),
-    "gradual-unfreezing": ({"name": "gradual-unfreezing", "until": 0.2}, DECAY, 2e-4),
-    "gradual-unfreezing, embeddings frozen": (
-        {"name": "gradual-unfreezing", "until": 0.2, "frozen": 1},
-        DECAY,
-        2e-4,
-    ),
+    "gradual-unfreezing": ({"name": "gradual-unfreezing", "until": 0.2}, FLAT, 1e-4),
     "lp-ft": ({"name": "lp-ft", "regularization": 1e-4}, FLAT, 1e-4),
+    "lp-ft, embeddings frozen": ({"name": "lp-ft", "regularization": 1e-4, "frozen": 1}, FLAT, 1e-4),
     "freeze-first 1": ({"name": "freeze-first", "k": 1}, FLAT, 1e-4),
     "freeze-first 4": ({"name": "freeze-first", "k": 4}, FLAT, 2e-4),
 }

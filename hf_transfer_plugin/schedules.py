@@ -97,8 +97,7 @@ class GradualUnfreezing(_Schedule):
             raise ValueError(f'`every` must be a number of steps, "epoch" or None, but got {self.every!r}.')
         if not isinstance(self.until, (int, float)) or not 0 <= self.until <= 1:
             raise ValueError(f"`until` must lie between 0 and 1, a share of the run, but got {self.until!r}.")
-        if not _whole(self.frozen) or self.frozen < 0:
-            raise ValueError(f"`frozen` must be a number of layer groups, but got {self.frozen!r}.")
+        _check_frozen(self.frozen)
 
     def __call__(self, progress: Progress, groups: int) -> tuple[int, ...]:
         """
@@ -154,19 +153,23 @@ class LinearProbeThenFineTune(_Schedule):
         regularization (`float`, *optional*, defaults to 1e-4):
             Inverse strength `C` of the probe's L2 penalty on standardised features. Smaller makes a smaller head: one
             solved for the best probe (`None`: chosen by cross-validation) is so large that it distorts the body.
+        frozen (`int`, *optional*, defaults to 0):
+            Groups nearest to the input that never learn; 1 keeps the embeddings.
 
     Raises:
-        ValueError: If `regularization` is not positive.
+        ValueError: If a field is out of range.
     """
 
     name: ClassVar[str] = "lp-ft"
     needs_head: ClassVar[bool] = True
     regularization: float | None = 1e-4
+    frozen: int = 0
 
     def __post_init__(self) -> None:
         value = self.regularization
         if value is not None and (not isinstance(value, (int, float)) or not value > 0):
             raise ValueError(f"`regularization` must be positive, but got {self.regularization!r}.")
+        _check_frozen(self.frozen)
 
     def __call__(self, progress: Progress, groups: int) -> tuple[int, ...]:
         """
@@ -177,9 +180,9 @@ class LinearProbeThenFineTune(_Schedule):
                 Number of layer groups.
 
         Returns:
-            `tuple[int, ...]`: All groups.
+            `tuple[int, ...]`: All groups but the frozen ones.
         """
-        return tuple(range(groups))
+        return tuple(range(self.frozen, groups))
 
 
 @dataclass(frozen=True)
@@ -278,6 +281,11 @@ class LayerSampling(_Schedule):
         generator = random.Random(self.draw_seed * 1_000_003 + progress.step // self.every)
         drawn = generator.sample(middle, min(self.active, len(middle)))
         return tuple(sorted({0, groups - 1, *drawn}))
+
+
+def _check_frozen(frozen: object) -> None:
+    if not isinstance(frozen, int) or isinstance(frozen, bool) or frozen < 0:
+        raise ValueError(f"`frozen` must be a number of layer groups, but got {frozen!r}.")
 
 
 def _whole(value: object) -> bool:
