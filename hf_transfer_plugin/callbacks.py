@@ -287,7 +287,10 @@ class NonFiniteLossCallback(TrainerCallback):
 
 
 class InterruptCallback(TrainerCallback):
-    """Lets the first Ctrl-C finish the step and save a checkpoint; a second one stops at once."""
+    """
+    Lets the first Ctrl-C finish the step and save a checkpoint; a second one stops at once. Call `release` when
+    training is over, also after an error.
+    """
 
     def __init__(self) -> None:
         self.interrupted = False
@@ -300,7 +303,7 @@ class InterruptCallback(TrainerCallback):
 
     def _note(self, number: int, frame: Any) -> None:
         self.interrupted = True
-        signal.signal(signal.SIGINT, self._before)
+        self.release()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Saves and stops."""
@@ -308,7 +311,8 @@ class InterruptCallback(TrainerCallback):
             control.should_save = True
             control.should_training_stop = True
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def release(self) -> None:
         """Gives the signal back."""
         if self._before is not None:
             signal.signal(signal.SIGINT, self._before)
+            self._before = None

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 
-from hf_transfer_plugin.cli.parsing import parser_for, table
+from hf_transfer_plugin.cli.parsing import parser_for, quieten, table
 
 
 def run(argv: Sequence[str]) -> int:
@@ -31,6 +31,8 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(argv)
     from hf_transfer_plugin.recipes import evaluate_run
+
+    quieten()
 
     names = ("dataset", "split", "text_column", "text_pair_column", "label_column")
     found = evaluate_run(options.run, **{name: getattr(options, name) for name in names})

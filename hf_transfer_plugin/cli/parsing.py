@@ -43,6 +43,13 @@ def parser_for(command: str, description: str, example: str) -> OneLineParser:
     )
 
 
+def quieten() -> None:
+    """Keeps Transformers' notes on newly made heads and the like off the screen; errors stay."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+
+
 def typed_names(argv: Sequence[str]) -> set[str]:
     """
     Args:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 
-from hf_transfer_plugin.cli.parsing import parser_for, table
+from hf_transfer_plugin.cli.parsing import parser_for, quieten, table
 
 
 def run(argv: Sequence[str]) -> int:
@@ -34,6 +34,8 @@ def run(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from hf_transfer_plugin.recipes import FULL_ROWS, run_quickstart
+
+    quieten()
 
     extra = {n: v for n in ("learning_rate", "resume_from_checkpoint") if (v := getattr(options, n)) is not None}
     record = run_quickstart(

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from hf_transfer_plugin.cli.parsing import OneLineParser, table, typed_names
+from hf_transfer_plugin.cli.parsing import OneLineParser, quieten, table, typed_names
 from hf_transfer_plugin.config import ConfigError, TransferConfig, read_config_file
 
 EXAMPLE = """Example:
@@ -30,6 +30,7 @@ def run(argv: Sequence[str]) -> int:
     config, args, explicit = parse(argv)
     from hf_transfer_plugin.recipes import finetune
 
+    quieten()
     first = int(os.environ.get("RANK", "0")) == 0
     record = finetune(
         config, args, explicit=explicit, announce=lambda text: print(f"\nThe plan:\n{text}\n") if first else None

@@ -48,7 +48,8 @@ def with_defaults(args: TrainingArguments, explicit: Collection[str] = ()) -> Tr
         for name, value in DEFAULT_ARGUMENTS.items()
         if name not in explicit and getattr(args, name) == own.get(name)
     }
-    if args.load_best_model_at_end and args.save_strategy != args.eval_strategy:
+    if args.load_best_model_at_end:
+        # Trainer wants the two alike, and keeps only what it has evaluated.
         changes["save_strategy"] = changes.get("eval_strategy", args.eval_strategy)
     return dataclasses.replace(args, **changes)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from datasets import DatasetDict
 from torch import nn
-from transformers import EarlyStoppingCallback, Trainer, TrainingArguments, set_seed
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import IntervalStrategy
 
@@ -125,14 +125,18 @@ def finetune(
     split = "test" if "test" in prepared.encoded else "validation"
     if baselines:
         record.baselines = measure_baselines(prepared, split)
-    trainer = make_trainer(prepared)
+    interrupt = InterruptCallback()
+    trainer = make_trainer(prepared, interrupt)
     if trainer.is_world_process_zero():
         write_atomically(Path(args.output_dir) / CONFIG_NAME, json.dumps(config.to_dict(), indent=2) + "\n")
     started, cpu_started = time.perf_counter(), time.process_time()
-    trainer.train(resume_from_checkpoint=_checkpoint(args))
+    try:
+        trainer.train(resume_from_checkpoint=_checkpoint(args))
+    finally:
+        interrupt.release()
     record.seconds["train"] = time.perf_counter() - started
     record.seconds["train_cpu"] = time.process_time() - cpu_started
-    if any(isinstance(c, InterruptCallback) and c.interrupted for c in trainer.callback_handler.callbacks):
+    if interrupt.interrupted:
         raise KeyboardInterrupt(trainer.state.global_step)
     started = time.perf_counter()
     prediction = trainer.predict(prepared.encoded[split], metric_key_prefix=split)
@@ -194,13 +198,15 @@ def prepare(
     return Prepared(config, args, task, data, encoded, truncated, processor, model, groups, strategy, rates, loaded)
 
 
-def make_trainer(prepared: Prepared) -> Trainer:
+def make_trainer(prepared: Prepared, *callbacks: TrainerCallback) -> Trainer:
     """
     Puts the parts into a Trainer and attaches the strategy.
 
     Args:
         prepared (`Prepared`):
             The parts.
+        *callbacks (`TrainerCallback`):
+            Further callbacks.
 
     Returns:
         `Trainer`: Ready to train.
@@ -208,9 +214,9 @@ def make_trainer(prepared: Prepared) -> Trainer:
     args, task, data = prepared.args, prepared.task, prepared.data
     if args.load_best_model_at_end and args.metric_for_best_model in (None, "loss"):
         args.metric_for_best_model, args.greater_is_better = task.best_metric(data)
-    callbacks: list[Any] = [NonFiniteLossCallback(), InterruptCallback()]
+    added = [NonFiniteLossCallback(), *callbacks]
     if prepared.config.early_stopping_patience is not None:
-        callbacks.append(EarlyStoppingCallback(prepared.config.early_stopping_patience))
+        added.append(EarlyStoppingCallback(prepared.config.early_stopping_patience))
     trainer = Trainer(
         model=prepared.model,
         args=args,
@@ -219,7 +225,7 @@ def make_trainer(prepared: Prepared) -> Trainer:
         processing_class=prepared.processor,
         data_collator=task.collator(prepared.processor),
         compute_metrics=task.compute_metrics(data),
-        callbacks=callbacks,
+        callbacks=added,
     )
     # The loss is a mean over examples. Many heads take the number of items and ignore it, and Trainer then trusts them
     # to have divided: gradients would grow with accumulation and with the number of processes.
