@@ -160,8 +160,9 @@ def extract_features(
         collate (`Callable`):
             Makes a batch of rows.
         module (`nn.Module`, *optional*):
-            Keep the input of this module. Without it, the last hidden state of the base model averaged over the
-            tokens that the attention mask keeps.
+            Keep the input of this module; where it runs on every token, the input at the token whose output the model
+            returns. Without it, the last hidden state of the base model averaged over the tokens that the attention
+            mask keeps.
         batch_size (`int`, *optional*, defaults to 32):
             Rows at a time.
         progress (`str`, *optional*):
@@ -174,8 +175,8 @@ def extract_features(
         ValueError: If `module` takes something else than one vector a row.
     """
     device = next(model.parameters()).device
-    captured: list[torch.Tensor] = []
-    handle = module.register_forward_pre_hook(lambda m, args: captured.append(args[0])) if module else None
+    captured: list[tuple[torch.Tensor, torch.Tensor]] = []
+    handle = module.register_forward_hook(lambda m, args, out: captured.append((args[0], out))) if module else None
     runner = model if module else getattr(model, getattr(model, "base_model_prefix", ""), model)
     features: dict[int, np.ndarray] = {}
     labels: dict[int, np.ndarray] = {}
@@ -185,7 +186,10 @@ def extract_features(
                 inputs = {k: v.to(device) for k, v in batch.items() if k != "labels" and isinstance(v, torch.Tensor)}
                 captured.clear()
                 output = runner(**inputs)
-                found = captured[-1] if module else _mean_pooled(output[0], inputs.get("attention_mask"))
+                if module:
+                    found = _returned_token(*captured[-1], output.get("logits"))
+                else:
+                    found = _mean_pooled(output[0], inputs.get("attention_mask"))
                 if found.ndim != 2 or len(found) != len(rows):
                     raise ValueError(
                         f"The output layer must take one vector a row to be solved, but {type(module).__name__} takes "
@@ -197,6 +201,14 @@ def extract_features(
         if handle is not None:
             handle.remove()
     return np.stack([features[i] for i in range(len(features))]), np.stack([labels[i] for i in range(len(labels))])
+
+
+def _returned_token(inputs: torch.Tensor, outputs: torch.Tensor, logits: torch.Tensor | None) -> torch.Tensor:
+    """Of inputs for every token (decoders), the one whose output the model returns for the row."""
+    if inputs.ndim != 3 or logits is None or logits.shape != (len(outputs), outputs.shape[-1]):
+        return inputs
+    chosen = (outputs == logits[:, None]).all(-1)
+    return inputs[torch.arange(len(inputs)), chosen.int().argmax(1)] if chosen.any(1).all() else inputs
 
 
 def _mean_pooled(hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

@@ -94,8 +94,9 @@ def test_frozen_batchnorm_does_not_move_in_a_trainer(make_trainer):
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_frozen_bottom_layers_are_neither_recomputed_nor_differentiated(make_trainer, checkpointing):
-    model, calls = bert(), []
+    model, calls, differentiated = bert(), [], []
     for i, block in enumerate(model.bert.encoder.layer):
+        block.output.dense.register_full_backward_hook(lambda m, into, out, i=i: differentiated.append(i))
         block.attention.register_forward_pre_hook(
             lambda m, args, i=i: calls.append(i) if torch.is_grad_enabled() else None
         )
@@ -105,6 +106,7 @@ def test_frozen_bottom_layers_are_neither_recomputed_nor_differentiated(make_tra
     trainer.train()
     assert calls.count(0) == calls.count(1) == 1
     assert calls.count(2) == (2 if checkpointing else 1)
+    assert differentiated == [2]
 
 
 def test_the_number_of_trainable_parameters_is_logged_and_kept_in_the_history(make_trainer):

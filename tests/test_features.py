@@ -4,6 +4,7 @@ import torch
 from datasets import Dataset
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
+from transformers import GPT2Config, GPT2ForSequenceClassification
 
 from hf_transfer_plugin.features import extract_features, find_output_layer, solve_linear_head
 from tests.conftest import bert
@@ -103,6 +104,17 @@ def test_the_input_of_a_chosen_layer_is_kept(encoded):
         expected = model.bert(input_ids=torch.tensor([encoded[1]["input_ids"]])).pooler_output[0]
     np.testing.assert_allclose(features[1], expected.numpy(), atol=1e-5)
     assert not model.classifier._forward_pre_hooks
+
+
+def test_a_layer_over_all_tokens_gives_the_token_that_the_model_answers_from(encoded):
+    config = GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=120, pad_token_id=0, num_labels=2)
+    model = GPT2ForSequenceClassification(config)
+    features, _ = extract_features(model, encoded, collate, module=model.score, batch_size=5)
+    model.eval()
+    for i, row in enumerate(encoded):
+        with torch.no_grad():
+            hidden = model.transformer(input_ids=torch.tensor([row["input_ids"]])).last_hidden_state[0, -1]
+        np.testing.assert_allclose(features[i], hidden.numpy(), atol=1e-5)
 
 
 def test_a_layer_that_takes_tokens_is_refused(encoded):
