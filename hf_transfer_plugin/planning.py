@@ -280,12 +280,12 @@ def _warnings(schedule: Any, phases: list[Phase], full: Phase, groups: LayerGrou
     names = groups.names
     for phase in phases:
         lowest = names.index(phase.groups[0])
-        most = phase.trainable_parameters > 0.7 * full.trainable_parameters or len(phase.groups) == len(names)
-        if lowest < len(names) / 3 and not most and phase.flops > 0.6 * full.flops:
+        frozen_above = [name for name in names[lowest:] if name not in phase.groups]
+        if frozen_above and phase.flops > 0.6 * full.flops:
             found.append(
-                f"From step {phase.step} only {_span(phase.groups, names)} learn, yet a step costs "
-                f"{phase.flops / full.flops:.0%} of full fine-tuning: the gradient must pass every layer above the "
-                "lowest that learns. Freezing saves time from the bottom up only."
+                f"From step {phase.step} {_span(tuple(frozen_above), names)} are frozen above {names[lowest]}, which "
+                f"learns, so a step still costs {phase.flops / full.flops:.0%} of full fine-tuning: the gradient must "
+                "pass every layer above the lowest that learns. Freezing saves time from the bottom up only."
             )
             break
     if checkpointing and any(names.index(phase.groups[0]) > 0 for phase in phases):

@@ -77,6 +77,7 @@ def test_training_only_the_bottom_is_warned_of():
     found = plan(bert(), freeze_pattern([r"layer\.[12]", "pooler"]), max_steps=10)
     assert any("Freezing saves time from the bottom up only" in warning for warning in found.warnings)
     assert not plan(bert(), GradualUnfreezing(), max_steps=10).warnings
+    assert not plan(bert(), freeze_first(1), max_steps=10).warnings
 
 
 def test_checkpointing_a_tied_head_a_short_run_and_a_metric_are_warned_of():

@@ -10,12 +10,18 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback, TrainingArguments
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from hf_transfer_plugin.config import TransferConfig
 from hf_transfer_plugin.recipes import (
     DEFAULT_ARGUMENTS,
-    DEFAULT_LEARNING_RATES,
     DEFAULT_STRATEGY,
     build_strategy,
     evaluate_run,
@@ -25,7 +31,7 @@ from hf_transfer_plugin.recipes import (
 )
 from hf_transfer_plugin.recipes.defaults import with_defaults
 from hf_transfer_plugin.record import TransferRecord
-from tests.conftest import BAD, GOOD, reviews
+from tests.conftest import BAD, GOOD, TINY, reviews
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 GROUPS = ["embeddings", "layer.0", "layer.1", "layer.2", "head"]
@@ -98,7 +104,7 @@ def run(tmp_path_factory, model_folder):
     """A finished run with splits for validation and test, and its data."""
     folder = tmp_path_factory.mktemp("finished")
     data = save(folder / "reviews", train=40, validation=8, test=16)
-    args = arguments(folder / "run", max_steps=12, learning_rate=5e-3, logging_steps=1)
+    args = arguments(folder / "run", max_steps=40, learning_rate=1e-2, logging_steps=1)
     record = finetune(TransferConfig(model=model_folder, dataset=data), args)
     return record, data
 
@@ -145,8 +151,8 @@ def test_record_holds_what_was_done(run, model_folder):
     assert record.dataset["splits"] == {"train": 40, "validation": 8, "test": 16}
     assert record.dataset["columns"] == {"text": "text", "label": "label"}
     assert not record.dataset["validation_held_out"]
-    assert record.arguments["steps"] == record.arguments["max_steps"] == 12
-    assert record.arguments["learning_rate"] == 5e-3
+    assert record.arguments["steps"] == record.arguments["max_steps"] == 40
+    assert record.arguments["learning_rate"] == 1e-2
     assert {"python", "torch", "transformers", "scikit-learn"} <= record.versions.keys()
     assert record.versions["torch"] == torch.__version__
     assert date.fromisoformat(record.created) <= date.today()
@@ -160,8 +166,8 @@ def test_measured_defaults_are_used_without_a_word(run):
     strategy, rates = build_strategy(TransferConfig(model="m", dataset="d"))
     assert record.strategy == strategy.to_dict()
     assert record.strategy.items() >= DEFAULT_STRATEGY.items()
-    assert record.learning_rates == rates.to_dict()
-    assert record.learning_rates.items() >= DEFAULT_LEARNING_RATES.items()
+    assert record.learning_rates is rates is None
+    assert record.arguments["learning_rate"] == DEFAULT_ARGUMENTS["learning_rate"]
     assert record.arguments["per_device_train_batch_size"] == DEFAULT_ARGUMENTS["per_device_train_batch_size"]
     assert record.arguments["weight_decay"] == DEFAULT_ARGUMENTS["weight_decay"]
 
@@ -182,13 +188,13 @@ def test_record_holds_groups_and_phases(run):
 
 def test_record_holds_the_rate_of_each_learning_group(run):
     record, _ = run
-    assert [entry["step"] for entry in record.rates] == list(range(1, 13))
+    assert [entry["step"] for entry in record.rates] == list(range(1, 41))
     for entry in record.rates:
         learning = [p["groups"] for p in record.phases if p["step"] < entry["step"]][-1]
         assert entry.keys() == {"step", *learning}
         for lower, upper in zip(learning, learning[1:], strict=False):
             assert entry[lower] == pytest.approx(record.learning_rates["decay"] * entry[upper])
-    assert max(entry["head"] for entry in record.rates) == pytest.approx(5e-3)
+    assert max(entry["head"] for entry in record.rates) == pytest.approx(1e-2)
 
 
 def test_confusion_matrix_and_classes_add_up_to_the_test_rows(run):
@@ -300,9 +306,9 @@ def test_defaults_save_when_they_evaluate_if_the_best_model_is_wanted(tmp_path, 
     [
         ("full", None, ("full", None)),
         ("full", "layerwise-decay", ("full", "layerwise-decay")),
-        ("bitfit", None, ("bitfit", DEFAULT_LEARNING_RATES["name"])),
+        ("bitfit", None, ("bitfit", None)),
         (None, "slanted-triangular", (DEFAULT_STRATEGY["name"], "slanted-triangular")),
-        ('{"name": "freeze-first", "k": 2}', None, ("freeze-first", DEFAULT_LEARNING_RATES["name"])),
+        ('{"name": "freeze-first", "k": 2}', None, ("freeze-first", None)),
     ],
 )
 def test_strategy_and_rates_are_built_from_their_names(strategy, rates, expected):
@@ -351,6 +357,7 @@ def test_early_stopping_ends_with_the_best_model(tmp_path, model_folder):
         save_steps=1,
         load_best_model_at_end=True,
         metric_for_best_model="eval_loss",
+        save_total_limit=20,
     )
     record = finetune(config, args)
     assert record.arguments["steps"] < 20
@@ -360,8 +367,12 @@ def test_early_stopping_ends_with_the_best_model(tmp_path, model_folder):
     assert last["best_global_step"] == record.arguments["steps"] - 2
     losses = {entry["step"]: entry["eval_loss"] for entry in last["log_history"] if "eval_loss" in entry}
     assert min(losses, key=losses.get) == last["best_global_step"]
-    best = weights(tmp_path / "run" / f"checkpoint-{last['best_global_step']}")
+    best, end = (
+        weights(tmp_path / "run" / f"checkpoint-{step}")
+        for step in (last["best_global_step"], record.arguments["steps"])
+    )
     assert_same_weights(weights(tmp_path / "run"), best)
+    assert not torch.equal(best["classifier.weight"], end["classifier.weight"])
     assert record.metrics["loss"] == pytest.approx(min(losses.values()), abs=1e-5)
 
 
@@ -370,7 +381,8 @@ def test_the_tasks_own_metric_decides_by_default(tmp_path, model_folder, reviews
         tmp_path, max_steps=2, eval_strategy="steps", eval_steps=1, save_steps=1, load_best_model_at_end=True
     )
     finetune(TransferConfig(model=model_folder, dataset=reviews_file), args, explicit=("eval_strategy",))
-    state = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())
+    (file,) = tmp_path.glob("checkpoint-*/trainer_state.json")
+    state = json.loads(file.read_text())
     measured = [entry["eval_accuracy"] for entry in state["log_history"] if "eval_accuracy" in entry]
     assert state["best_metric"] == max(measured)
 
@@ -463,7 +475,7 @@ def test_evaluating_reads_the_columns_and_the_length_of_training(tmp_path, model
         max_length=4,
         strategy="full",
     )
-    record = finetune(config, arguments(tmp_path / "run", max_steps=20, learning_rate=5e-3))
+    record = finetune(config, arguments(tmp_path / "run", max_steps=20, learning_rate=1e-2))
     assert record.dataset["truncated"] > 0
     found = evaluate_run(tmp_path / "run", str(tmp_path / "test.jsonl"))
     assert found["metrics"] == pytest.approx(record.metrics, abs=1e-6)
@@ -502,6 +514,25 @@ def test_data_that_does_not_fit_the_run_is_refused(run, tmp_path, rows, options,
         evaluate_run(record.path.parent, str(tmp_path / "rows.jsonl"), **options)
 
 
+@pytest.mark.parametrize(
+    ("kind", "trained_on", "message"),
+    [
+        (
+            "single",
+            {"text": "sentence1", "text_pair": "sentence2"},
+            "The run was trained on pairs of texts, so the data",
+        ),
+        ("pairs", {"text": "text"}, "The run was trained on single texts, .* read as .*'text_pair': 'sentence2'"),
+    ],
+)
+def test_single_texts_are_no_pairs(run, tmp_path, monkeypatch, kind, trained_on, message):
+    record, _ = run
+    monkeypatch.setitem(record.dataset, "columns", {**trained_on, "label": "label"})
+    monkeypatch.setattr(TransferRecord, "load", lambda path: record)
+    with pytest.raises(ValueError, match=message):
+        evaluate_run(record.path.parent, save(tmp_path / "data", kind, test=8))
+
+
 def test_folder_that_is_no_run_is_refused(tmp_path, reviews_file):
     with pytest.raises(ValueError, match="Expected a run folder with a transfer_record.json, but .* has none"):
         evaluate_run(tmp_path, reviews_file)
@@ -527,8 +558,8 @@ def interrupted_at(monkeypatch):
     real = finetuning.make_trainer
 
     def at(step):
-        def make(prepared):
-            trainer = real(prepared)
+        def make(prepared, *callbacks):
+            trainer = real(prepared, *callbacks)
             trainer.add_callback(Interrupt(step))
             return trainer
 
@@ -538,35 +569,48 @@ def interrupted_at(monkeypatch):
     monkeypatch.setattr(finetuning, "make_trainer", real)
 
 
-def test_resume_after_ctrl_c_ends_where_an_unbroken_run_ends(
-    tmp_path, model_folder, reviews_file, interrupted_at, monkeypatch
-):
-    config = TransferConfig(
+RESUMED = {"max_steps": 8, "learning_rate": 5e-3, "logging_steps": 1}
+
+
+def resumable(model_folder, data):
+    return TransferConfig(
         model=model_folder,
-        dataset=reviews_file,
+        dataset=data,
         strategy={"name": "gradual-unfreezing", "until": 0.8},
         learning_rates={"name": "layerwise-decay", "decay": 0.8, "warmup_steps": 2},
     )
-    options = {"max_steps": 7, "learning_rate": 5e-3, "logging_steps": 1}
-    whole = finetune(config, arguments(tmp_path / "whole", **options))
-    before = signal.getsignal(signal.SIGINT)
 
-    interrupted_at(5)  # in the middle of the second epoch of three steps, between two thaws
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory, model_folder):
+    """A run of eight steps, three an epoch, that was never stopped; and its data."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    data = save(folder / "data", train=40, validation=6)
+    return finetune(resumable(model_folder, data), arguments(folder / "run", **RESUMED)), data
+
+
+@pytest.mark.parametrize("step", [2, 5, 6])  # amid the first and the second epoch, and at the end of the second
+def test_resume_after_ctrl_c_ends_where_an_unbroken_run_ends(
+    unbroken, tmp_path, model_folder, interrupted_at, monkeypatch, step
+):
+    whole, data = unbroken
+    before = signal.getsignal(signal.SIGINT)
+    interrupted_at(step)
     with pytest.raises(KeyboardInterrupt) as caught:
-        finetune(config, arguments(tmp_path / "broken", **options))
-    assert caught.value.args == (5,)
+        finetune(resumable(model_folder, data), arguments(tmp_path / "run", **RESUMED))
+    assert caught.value.args == (step,)
     assert signal.getsignal(signal.SIGINT) == before
-    left = set(os.listdir(tmp_path / "broken"))
-    assert "checkpoint-5" in left
-    assert not left & {"model.safetensors", "transfer_record.json"}
+    assert f"checkpoint-{step}" in os.listdir(tmp_path / "run")
+    assert not {"model.safetensors", "transfer_record.json"} & set(os.listdir(tmp_path / "run"))
+    stopped = weights(tmp_path / "run" / f"checkpoint-{step}")["classifier.weight"]
 
     monkeypatch.undo()
-    resumed = finetune(config, arguments(tmp_path / "broken", resume_from_checkpoint="true", **options))
-    assert_same_weights(weights(tmp_path / "broken"), weights(tmp_path / "whole"))
+    args = arguments(tmp_path / "run", resume_from_checkpoint="true", **RESUMED)
+    resumed = finetune(resumable(model_folder, data), args)
+    assert_same_weights(weights(tmp_path / "run"), weights(whole.path.parent))
     assert (resumed.phases, resumed.rates, resumed.metrics) == (whole.phases, whole.rates, whole.metrics)
     assert resumed.confusion_matrix == whole.confusion_matrix
-    first = {name: t for name, t in weights(tmp_path / "broken" / "checkpoint-5").items() if "classifier" in name}
-    assert any(not torch.equal(t, weights(tmp_path / "whole")[name]) for name, t in first.items())
+    assert not torch.equal(stopped, weights(tmp_path / "run")["classifier.weight"])
 
 
 @pytest.mark.parametrize("held", ["transfer_record.json", "transfer_config.json", "model.safetensors", "checkpoint-3"])
@@ -604,11 +648,13 @@ def test_resuming_another_configuration_is_refused(tmp_path, model_folder, revie
 def test_rates_that_explode_stop_the_run_at_its_step(tmp_path, model_folder, reviews_file):
     config = TransferConfig(model=model_folder, dataset=reviews_file, strategy="full")
     args = arguments(tmp_path / "run", learning_rate=1e30, warmup_steps=0)
+    before = signal.getsignal(signal.SIGINT)
     with pytest.raises(
         RuntimeError, match=r"The loss became (nan|inf) at step 2, so the run was stopped. Lower `learn"
     ):
         finetune(config, args, explicit=("warmup_steps",))
     assert not {"model.safetensors", "transfer_record.json"} & set(os.listdir(tmp_path / "run"))
+    assert signal.getsignal(signal.SIGINT) == before
 
 
 def test_label_that_no_loss_can_hold_stops_the_run_at_its_step(tmp_path, model_folder):
@@ -618,3 +664,23 @@ def test_label_that_no_loss_can_hold_stops_the_run_at_its_step(tmp_path, model_f
     config = TransferConfig(model=model_folder, dataset=str(tmp_path), validation_fraction=0)
     with pytest.raises(RuntimeError, match="The loss became inf at step 1, so the run was stopped.*bad rows"):
         finetune(config, arguments(tmp_path / "run"))
+
+
+def test_accumulated_batches_give_the_gradient_of_one_large_batch(tmp_path, tokenizer, reviews_file):
+    still = BertConfig(**TINY, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    BertModel(still).save_pretrained(tmp_path / "still")
+    tokenizer.save_pretrained(tmp_path / "still")
+    ends = []
+    for size, accumulation in ((8, 1), (4, 2)):
+        folder = tmp_path / f"run-{size}"
+        args = TrainingArguments(
+            str(folder), max_steps=1, per_device_train_batch_size=size, gradient_accumulation_steps=accumulation,
+            optim="sgd", learning_rate=1.0, warmup_steps=0, max_grad_norm=0.0, lr_scheduler_type="constant",
+            train_sampling_strategy="sequential", report_to="none", disable_tqdm=True, use_cpu=True,
+        )  # fmt: skip
+        config = TransferConfig(model=str(tmp_path / "still"), dataset=reviews_file, strategy="full")
+        explicit = ("warmup_steps", "train_sampling_strategy")
+        finetune(config, args, explicit=explicit)
+        ends.append(load_file(folder / "model.safetensors"))
+    for name, value in ends[0].items():
+        torch.testing.assert_close(value, ends[1][name], atol=1e-6, rtol=1e-5, msg=name)

@@ -717,6 +717,7 @@ def test_known_regression_takes_numbers():
         ([0, 2], ["bad", "good"], SINGLE, None, "among the model's classes bad, good, but the data has 2"),
         ([0, 1], ["1", "2", "3"], SINGLE, None, "among the model's classes 1, 2, 3, but the data has 0"),
         ([0, 1], ["bad", "good"], SINGLE, ClassLabel(names=["bad", "so-so"]), "bad, good, but the data has 'so-so'"),
+        ([0, 0], ["1", "2"], SINGLE, None, "among the model's classes 1, 2, but the data has 0"),
         ([0, -1], ["a", "b"], SINGLE, ClassLabel(names=["a", "b"]), "classes a, b, but the data has -1"),
         ([0, 1], ["a", "b"], SINGLE, ClassLabel(names=["x", "y", "z"]), "classes a, b, but the data has 'x'"),
         ([0, None], ["a", "b"], SINGLE, None, "Every row must have a label, but row 1 of the test split has none"),

@@ -86,6 +86,8 @@ def parse(argv: Sequence[str]) -> tuple[TransferConfig, Any, set[str]]:
     if unknown:
         raise ConfigError([f"Unknown flag {unknown[0]!r}. See `hf-transfer-plugin train --help`."])
     values = vars(options)
+    if values["load_best_model_at_end"] and values["eval_strategy"] != "no" and "save_strategy" not in explicit:
+        values["save_strategy"] = values["eval_strategy"]
     config = TransferConfig(**{f.name: values[f.name] for f in dataclasses.fields(TransferConfig)})
     names = [f.name for f in dataclasses.fields(Seq2SeqTrainingArguments) if f.init]
     try:

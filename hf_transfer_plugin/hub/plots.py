@@ -57,7 +57,7 @@ def _draw_phases(axes: Any, record: TransferRecord, names: list[str], steps: int
     ends = [phase["step"] for phase in record.phases[1:]] + [steps]
     for row, name in enumerate(names):
         axes.barh(row, steps, color=FROZEN, height=0.82)
-        for phase, end in zip(record.phases, ends, strict=True):
+        for phase, end in zip(record.phases, ends, strict=False):
             if name in phase["groups"]:
                 axes.barh(row, end - phase["step"], left=phase["step"], color=LEARNING, height=0.82)
     axes.set_yticks(range(len(names)), names)
@@ -73,11 +73,15 @@ def _draw_phases(axes: Any, record: TransferRecord, names: list[str], steps: int
 
 def _draw_rates(axes: Any, record: TransferRecord, names: list[str], pyplot: Any) -> None:
     colours = pyplot.get_cmap("viridis")
-    for i, name in enumerate(names):
-        points = [(entry["step"], entry[name]) for entry in record.rates if name in entry]
+    alike: dict[tuple[tuple[int, float], ...], list[str]] = {}
+    for name in names:
+        points = tuple((entry["step"], entry[name]) for entry in record.rates if name in entry)
         if points:
-            shade = colours(0.92 * i / max(len(names) - 1, 1))
-            axes.plot(*zip(*points, strict=True), color=shade, linewidth=1.6, label=name)
+            alike.setdefault(points, []).append(name)
+    for i, (points, together) in enumerate(alike.items()):
+        shade = colours(0.92 * i / max(len(alike) - 1, 1)) if len(alike) > 1 else LEARNING
+        label = together[0] if len(together) == 1 else f"{together[0]} ... {together[-1]}, all at one rate"
+        axes.plot(*zip(*points, strict=True), color=shade, linewidth=1.6, label=label)
     axes.set_ylabel("learning rate", color=INK, fontsize=9)
     axes.set_ylim(bottom=0)
     axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))

@@ -2,7 +2,6 @@
 
 from hf_transfer_plugin.recipes.defaults import (
     DEFAULT_ARGUMENTS,
-    DEFAULT_LEARNING_RATES,
     DEFAULT_STRATEGY,
     build_strategy,
 )
@@ -13,7 +12,6 @@ from hf_transfer_plugin.recipes.quickstart import FULL_ROWS, run_quickstart
 
 __all__ = [
     "DEFAULT_ARGUMENTS",
-    "DEFAULT_LEARNING_RATES",
     "DEFAULT_STRATEGY",
     "FULL_ROWS",
     "build_strategy",

@@ -11,10 +11,9 @@ from hf_transfer_plugin.freezing import POLICIES
 from hf_transfer_plugin.learning_rates import LEARNING_RATES
 from hf_transfer_plugin.schedules import SCHEDULES
 
-DEFAULT_STRATEGY: dict[str, Any] = {"name": "gradual-unfreezing", "until": 0.2}
-DEFAULT_LEARNING_RATES: dict[str, Any] = {"name": "layerwise-decay", "decay": 0.9}
+DEFAULT_STRATEGY: dict[str, Any] = {"name": "lp-ft", "frozen": 1}
 DEFAULT_ARGUMENTS: dict[str, Any] = {
-    "learning_rate": 2e-4,
+    "learning_rate": 1e-4,
     "warmup_steps": 0.1,
     "weight_decay": 0.01,
     "num_train_epochs": 3.0,
@@ -48,7 +47,7 @@ def with_defaults(args: TrainingArguments, explicit: Collection[str] = ()) -> Tr
         for name, value in DEFAULT_ARGUMENTS.items()
         if name not in explicit and getattr(args, name) == own.get(name)
     }
-    if args.load_best_model_at_end:
+    if args.load_best_model_at_end and args.save_strategy != "best":
         # Trainer wants the two alike, and keeps only what it has evaluated.
         changes["save_strategy"] = changes.get("eval_strategy", args.eval_strategy)
     return dataclasses.replace(args, **changes)
@@ -63,15 +62,16 @@ def build_strategy(config: TransferConfig) -> tuple[Any, Any]:
             The configuration.
 
     Returns:
-        `tuple`: The policy or schedule, and the learning rates (`None` for `full` without a word about rates).
+        `tuple`: The policy or schedule, and the learning rates (`None`, the same for all groups, where none are
+        named).
 
     Raises:
         ValueError: If a field is unknown or out of range.
     """
     spec = parse_spec(config.strategy or DEFAULT_STRATEGY, STRATEGY_NAMES, "strategy")
     makers = {**POLICIES, **SCHEDULES}
-    chosen = config.learning_rates or (None if spec["name"] == "full" else DEFAULT_LEARNING_RATES)
-    rates = None if chosen is None else parse_spec(chosen, LEARNING_RATE_NAMES, "learning_rates")
+    given = config.learning_rates
+    rates = None if given is None else parse_spec(given, LEARNING_RATE_NAMES, "learning_rates")
     gather(
         lambda: _build(spec, makers, "strategy"),
         lambda: rates is None or _build(rates, LEARNING_RATES, "learning_rates"),

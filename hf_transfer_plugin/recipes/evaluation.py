@@ -1,5 +1,7 @@
 """Measures a finished run on other data."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +67,15 @@ def evaluate_run(
     chosen = next((name for name in ("test", "validation", "train") if name in loaded), "")
     if not chosen or (split is not None and chosen != "test"):
         raise ValueError(f"`split` must be one of the dataset's splits, but {dataset!r} has no {split or 'test'!r}.")
+    columns = record.dataset.get("columns", {})
+    config = replace(config, **_columns_of_training(columns, config, loaded[chosen].column_names))
     data = task.read_labelled(DatasetDict({chosen: loaded[chosen]}), config)
+    if columns and ("text_pair" in columns) != ("text_pair" in data.columns):
+        what = "pairs of texts" if "text_pair" in columns else "single texts"
+        raise ValueError(
+            f"The run was trained on {what}, so the data must hold them too, but its columns were read as "
+            f"{data.columns}. Name them with `--text_column` and `--text_pair_column`."
+        )
     processor = load_processor(config)
     model = load_model(config, task, data, processor)
     encoded, _ = task.encode(data, processor, readable_length(config, processor, model))
@@ -88,4 +98,13 @@ def evaluate_run(
         "split": split or chosen,
         "metrics": metrics,
         **task.report(data, logits, prediction.label_ids),
+    }
+
+
+def _columns_of_training(columns: dict[str, str], config: TransferConfig, names: Sequence[str]) -> dict[str, Any]:
+    """Columns that the user does not name, where the data has those of the training."""
+    return {
+        f"{role}_column": column
+        for role, column in columns.items()
+        if getattr(config, f"{role}_column") is None and column in names
     }

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import DatasetDict
 from torch import nn
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import IntervalStrategy
 
 from hf_transfer_plugin.callbacks import InterruptCallback, NonFiniteLossCallback
@@ -73,6 +75,25 @@ class _QuietProgress(ProgressCallback):
         """Passes on what a reader follows."""
         short = {name: value for name, value in (logs or {}).items() if not name.startswith("learning_rate/")}
         super().on_log(args, state, control, logs=short, **kwargs)
+
+
+class _ResumeAlike(TrainerCallback):
+    """Lets a run that was stopped amid an epoch go on as if it had not been: same rows, same random numbers."""
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Draws the order of the rows from seed and epoch; Trainer groups by length with what was random before."""
+        sampler = kwargs["train_dataloader"]
+        while getattr(sampler, "batch_sampler", None) is not None:
+            sampler = sampler.batch_sampler
+        sampler = getattr(sampler, "sampler", None)
+        if isinstance(sampler, LengthGroupedSampler):
+            seed = args.seed if args.data_seed is None else args.data_seed
+            sampler.generator = torch.Generator().manual_seed(seed + int(state.epoch or 0))
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Evaluates and saves nothing more in the epoch that was broken off; either would move the random state."""
+        if control.should_training_stop and state.global_step < state.max_steps and state.epoch % 1:
+            control.should_evaluate = control.should_save = False
 
 
 def finetune(
@@ -192,7 +213,11 @@ def prepare(
     if getattr(strategy, "needs_head", False):
         groups.require_head(strategy.name)
     ever_learning_names(strategy, model, groups)
-    encoded, truncated = task.encode(data, processor, readable_length(config, processor, model))
+    length = readable_length(config, processor, model)
+    if config.max_length is not None:
+        # Saved with the tokenizer, so that the model is measured and used as it was trained.
+        processor.model_max_length = length
+    encoded, truncated = task.encode(data, processor, length)
     if truncated:
         logger.warning("%d rows were truncated to what the model reads.", truncated)
     return Prepared(config, args, task, data, encoded, truncated, processor, model, groups, strategy, rates, loaded)
@@ -214,7 +239,7 @@ def make_trainer(prepared: Prepared, *callbacks: TrainerCallback) -> Trainer:
     args, task, data = prepared.args, prepared.task, prepared.data
     if args.load_best_model_at_end and args.metric_for_best_model in (None, "loss"):
         args.metric_for_best_model, args.greater_is_better = task.best_metric(data)
-    added = [NonFiniteLossCallback(), *callbacks]
+    added = [NonFiniteLossCallback(), _ResumeAlike(), *callbacks]
     if prepared.config.early_stopping_patience is not None:
         added.append(EarlyStoppingCallback(prepared.config.early_stopping_patience))
     trainer = Trainer(

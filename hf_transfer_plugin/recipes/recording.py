@@ -58,7 +58,7 @@ def start_record(prepared: Any) -> TransferRecord:
         problem_type=data.problem_type,
         class_names=list(data.class_names),
         dataset={
-            "name": Path(config.dataset).name if dataset_local else config.dataset,
+            "name": Path(config.dataset).expanduser().resolve().name if dataset_local else config.dataset,
             "local": dataset_local,
             "fingerprint": prepared.encoded["train"]._fingerprint,
             "splits": {split: len(rows) for split, rows in prepared.encoded.items()},

@@ -1,0 +1,328 @@
+"""Card and plot, rendered from a record alone."""
+
+import importlib.util
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+from datasets import Dataset, DatasetDict
+from huggingface_hub import ModelCard
+
+from hf_transfer_plugin.hub import card as card_module
+from hf_transfer_plugin.hub import plots, render_card, render_schedule
+from hf_transfer_plugin.hub.card import escape
+from hf_transfer_plugin.record import TransferRecord
+from hf_transfer_plugin.tasks import TASKS, TaskData
+
+HOSTILE = "<script>alert(1)</script>|*x*"
+SECTIONS = ["Results", "What was trained when", "Training data", "Training procedure", "Limits"]
+
+
+def record(**changes):
+    values = {
+        "task": "text-classification",
+        "base_model": "google-bert/bert-base-uncased",
+        "base_model_id": "google-bert/bert-base-uncased",
+        "model_class": "BertForSequenceClassification",
+        "problem_type": "single_label_classification",
+        "class_names": ["bad", "good"],
+        "dataset": {
+            "name": "stanfordnlp/imdb",
+            "local": False,
+            "splits": {"train": 1800, "validation": 200, "test": 25000},
+            "validation_held_out": True,
+            "truncated": 12,
+        },
+        "strategy": {"name": "gradual-unfreezing", "every": None, "until": 0.2},
+        "learning_rates": {"name": "layerwise-decay", "decay": 0.9},
+        "groups": [{"name": name, "parameters": 1000} for name in ("embeddings", "layer.0", "head")],
+        "phases": [
+            {"step": 0, "groups": ["head"], "trainable_parameters": 1000},
+            {"step": 7, "groups": ["embeddings", "layer.0", "head"], "trainable_parameters": 3000},
+        ],
+        "rates": [
+            {"step": 5, "head": 1e-4},
+            {"step": 10, "embeddings": 1e-5, "layer.0": 2e-5, "head": 3e-5},
+        ],
+        "arguments": {"learning_rate": 2e-4, "optim": "adamw_torch", "steps": 10},
+        "metrics": {"loss": 0.31234567, "accuracy": 0.912345678, "f1_macro": 0.9},
+        "metrics_split": "test",
+        "per_class": {
+            name: {"precision": 0.9, "recall": 0.8, "f1": 0.85, "support": 12500} for name in ("bad", "good")
+        },
+        "confusion_matrix": [[11000, 1500], [1000, 11500]],
+        "baselines": {"majority": {"accuracy": 0.5, "f1_macro": 0.333, "seconds": 0.04}},
+        "seconds": {"train": 61.25, "evaluate": 3.0},
+        "hardware": {"device": "cpu", "cores": 2},
+        "versions": {"torch": "2.13.0", "transformers": "5.23.0"},
+        "created": "2026-11-21",
+    }
+    return TransferRecord(**{**values, **changes})
+
+
+def headings(text):
+    return re.findall(r"^## (.+)$", text, flags=re.MULTILINE)
+
+
+def cells(line):
+    """Cells of a Markdown table row, as GitHub divides it."""
+    return re.split(r"(?<!\\)\|", line)[1:-1]
+
+
+# Metadata
+
+
+def test_metadata_is_what_the_hub_reads():
+    data = ModelCard(render_card(record())).data
+    assert data.pipeline_tag == "text-classification"
+    assert data.library_name == "transformers"
+    assert data.base_model == "google-bert/bert-base-uncased"
+    assert data.base_model_relation == "finetune"
+    assert data.datasets == ["stanfordnlp/imdb"]
+    assert data.metrics == ["accuracy", "f1"]
+    assert data.tags == ["hf-transfer-plugin", "transfer-learning", "gradual-unfreezing"]
+    assert data.model_name == "bert-base-uncased-imdb"
+
+
+def test_model_index_holds_the_measured_values():
+    results = {result.metric_type: result for result in ModelCard(render_card(record())).data.eval_results}
+    assert {name: result.metric_value for name, result in results.items()} == {"accuracy": 0.91235, "f1_macro": 0.9}
+    assert results["accuracy"].dataset_name == "stanfordnlp/imdb"
+    assert results["accuracy"].dataset_split == "test"
+    assert results["accuracy"].task_type == "text-classification"
+    assert results["f1_macro"].metric_name == "F1 (macro)"
+
+
+def test_unknown_base_model_is_not_named_to_the_hub():
+    data = ModelCard(render_card(record(base_model="my-folder", base_model_id=None))).data
+    assert data.base_model is None
+    assert "base_model" not in data.to_dict()
+    assert "base_model_relation" not in data.to_dict()
+
+
+def test_local_data_is_no_dataset_of_the_hub():
+    data = ModelCard(render_card(record(dataset={"name": "r.csv", "local": True, "splits": {"test": 4}}))).data
+    assert data.datasets is None
+    assert data.eval_results[0].dataset_name == "r.csv"
+
+
+def test_card_without_metrics_has_no_model_index():
+    data = ModelCard(render_card(record(metrics={}))).data
+    assert data.eval_results is None
+    assert "model-index" not in data.to_dict()
+
+
+# The text
+
+
+def test_same_record_gives_the_same_card(tmp_path):
+    first = render_card(record())
+    record().save(tmp_path)
+    assert render_card(record()) == first
+    assert render_card(TransferRecord.load(tmp_path)) == first
+    assert render_card(replace(record(), created="2026-11-22")) != first
+
+
+def test_card_is_also_written(tmp_path):
+    text = render_card(record(), tmp_path / "README.md")
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == text == render_card(record())
+
+
+def test_card_tells_what_was_done():
+    text = render_card(record())
+    assert headings(text) == SECTIONS
+    for told in (
+        "Measured on the test split (25,000 rows).",
+        "| commonest answer | 0.500 | 0.333 | 0.0 |",
+        "| **this model** | **0.912** | **0.900** | 61.2 |",
+        "| good | 0.900 | 0.800 | 0.850 | 12,500 |",
+        "The model has 3,000 parameters in 3 layer groups.",
+        "| 7 | embeddings, layer.0, head | 3,000 |",
+        "1,800 rows train; 200 rows validation; 25,000 rows test.",
+        "The validation rows were held out of the training split.",
+        "12 rows were longer than the model reads and were truncated.",
+        "Classes: bad, good.",
+        "| strategy | name: gradual-unfreezing, until: 0.2 |",
+        "| rates per layer group | name: layerwise-decay, decay: 0.9 |",
+        "Hardware: cpu, 2 cores. Date: 2026-11-21.",
+        "Versions: torch 2.13.0, transformers 5.23.0.",
+    ):
+        assert told in text, told
+    assert "which was also looked at" not in text
+
+
+def test_measuring_on_validation_is_said():
+    assert "(200 rows), which was also looked at during training." in render_card(record(metrics_split="validation"))
+
+
+def test_every_row_of_a_table_has_as_many_cells_as_its_head():
+    width = None
+    rows = 0
+    for line in render_card(record()).splitlines():
+        if not line.startswith("|"):
+            width = None
+            continue
+        width = width or len(cells(line))
+        assert len(cells(line)) == width, line
+        rows += 1
+    assert rows > 15
+
+
+@pytest.mark.parametrize(
+    ("changes", "heading", "word"),
+    [
+        ({"metrics": {}}, "Results", "Measured on"),
+        ({"phases": []}, "What was trained when", "from step"),
+        ({"dataset": {}}, "Training data", "rows train"),
+        ({"arguments": {}}, "Training procedure", "learning\\_rate"),
+        ({"per_class": {}}, None, "| class |"),
+        ({"baselines": {}}, None, "commonest answer"),
+        ({"learning_rates": None}, None, "rates per layer group"),
+        ({"class_names": []}, None, "Classes:"),
+        ({"hardware": {}}, None, "Hardware:"),
+        ({"versions": {}}, None, "Versions:"),
+    ],
+)
+def test_sections_without_facts_are_left_out(changes, heading, word):
+    text = render_card(record(**changes))
+    assert word in render_card(record())
+    assert word not in text
+    assert headings(text) == [section for section in SECTIONS if section != heading]
+
+
+def test_record_with_the_least_facts_has_a_card():
+    text = render_card(TransferRecord(task="text-classification", base_model="tiny"))
+    assert headings(text) == ["Limits"]
+    assert "# tiny fine-tuned\n" in text
+    assert "None" not in text
+
+
+def test_plot_is_shown_only_where_it_is(tmp_path):
+    assert "schedule.png" not in render_card(record(), tmp_path / "README.md")
+    (tmp_path / "schedule.png").write_bytes(b"x")
+    assert "](schedule.png)" in render_card(record(), tmp_path / "README.md")
+
+
+# Escaping
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("plain", "plain"),
+        ("a|b", "a\\|b"),
+        ("*a* _b_ `c` ~d~ $e$", "\\*a\\* \\_b\\_ \\`c\\` \\~d\\~ \\$e\\$"),
+        ("[a](http://b)", "\\[a\\](http://b)"),
+        ("a\n\n# b\r\nc\td", "a # b c d"),
+        ("<b>&amp;", "&lt;b&gt;&amp;amp;"),
+        ("back\\slash", "back\\\\slash"),
+        (3.5, "3.5"),
+    ],
+)
+def test_escaped_text_is_one_line_without_markup(text, expected):
+    assert escape(text) == expected
+
+
+@pytest.mark.parametrize("place", ["class_names", "dataset", "base_model", "group", "strategy", "argument", "device"])
+def test_text_of_data_cannot_change_the_page(place):
+    evil = f"{HOSTILE}\n\n# taken over\n---\nlicense: mit"
+    values = {"precision": 0.1, "recall": 0.1, "f1": 0.1, "support": 3}
+    changed = {
+        "class_names": {"class_names": [evil, "ok"], "per_class": {evil: values, "ok": values}},
+        "dataset": {"dataset": {**record().dataset, "name": evil, "local": True}},
+        "base_model": {"base_model": evil, "base_model_id": None},
+        "group": {"phases": [{"step": 0, "groups": [evil], "trainable_parameters": 3}]},
+        "strategy": {"strategy": {"name": "freeze-pattern", "patterns": [evil]}},
+        "argument": {"arguments": {"optim": evil}},
+        "device": {"hardware": {"device": evil}},
+    }[place]
+    text = render_card(record(**changed))
+    parsed = ModelCard(text)
+    found = []
+    reader = HTMLParser()
+    reader.handle_starttag = lambda tag, attributes: found.append(tag)
+    reader.feed(parsed.text)
+    assert found == []
+    assert "alert(1)" in parsed.text
+    assert "*x*" not in parsed.text.replace("\\*x\\*", "")
+    assert headings(text) == SECTIONS
+    assert not re.search(r"^# taken over", text, flags=re.MULTILINE)
+    assert not re.search(r"^license:", text, flags=re.MULTILINE)
+    assert parsed.data.license is None
+    for line in text.splitlines():
+        if "alert(1)" in line and line.startswith("|"):
+            assert len(cells(line)) in {2, 3, 5}
+
+
+@pytest.mark.parametrize("name", ["a|b", "two\nlines: yes", "quote\"d 'name'", "- dash", "# hash", "100%", "né.csv"])
+def test_dataset_names_survive_in_the_metadata(name):
+    text = render_card(record(dataset={**record().dataset, "name": name, "local": True}))
+    assert ModelCard(text).data.eval_results[0].dataset_name == name
+    assert "\\|b" in text or name != "a|b"
+
+
+# The plot
+
+
+def test_plot_is_a_png(tmp_path):
+    path = render_schedule(record(), tmp_path / "schedule.png")
+    assert path == tmp_path / "schedule.png"
+    content = path.read_bytes()
+    assert content[:8] == b"\x89PNG\r\n\x1a\n"
+    assert len(content) > 5000
+
+
+def test_plot_of_the_same_record_is_the_same(tmp_path):
+    first = render_schedule(record(), tmp_path / "a.png").read_bytes()
+    assert render_schedule(record(), str(tmp_path / "b.png")).read_bytes() == first
+    later = [record().phases[0], {**record().phases[1], "step": 9}]
+    assert render_schedule(record(phases=later), tmp_path / "c.png").read_bytes() != first
+
+
+@pytest.mark.parametrize("changes", [{"rates": []}, {"phases": []}, {"groups": [], "phases": [], "rates": []}])
+def test_plot_of_a_record_with_few_facts(tmp_path, changes):
+    assert render_schedule(record(**changes), tmp_path / "schedule.png").stat().st_size > 0
+
+
+def test_bars_reach_from_thaw_to_freeze():
+    from matplotlib import pyplot
+    from matplotlib.colors import to_rgba
+
+    phases = [{"step": 0, "groups": ["head"]}, {"step": 4, "groups": ["layer.0"]}, {"step": 7, "groups": ["head"]}]
+    figure, axes = pyplot.subplots()
+    plots._draw_phases(axes, record(phases=phases), ["layer.0", "head"], 10)
+    bars = [p for p in axes.patches if p.get_facecolor() == to_rgba(plots.LEARNING)]
+    spans = {(round(p.get_y() + p.get_height() / 2), p.get_x(), p.get_x() + p.get_width()) for p in bars}
+    pyplot.close(figure)
+    assert spans == {(0, 4, 7), (1, 0, 4), (1, 7, 10)}
+
+
+def test_plot_leaves_no_figure_open(tmp_path):
+    from matplotlib import pyplot
+
+    before = pyplot.get_fignums()
+    render_schedule(record(), tmp_path / "schedule.png")
+    assert pyplot.get_fignums() == before
+
+
+def test_without_matplotlib_there_is_a_word_and_no_plot(tmp_path, monkeypatch, caplog):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(plots, "find_spec", lambda name: None if name == "matplotlib" else real(name))
+    assert render_schedule(record(), tmp_path / "schedule.png") is None
+    assert not (tmp_path / "schedule.png").exists()
+    assert 'No schedule plot: run `pip install "hf-transfer-plugin[plots]"` for it.' in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "names", "labels"),
+    [
+        ("single_label_classification", ("a", "b"), [0, 1]),
+        ("multi_label_classification", ("a", "b"), [[0.0, 1.0], [1.0, 1.0]]),
+        ("regression", (), [0.5, 1.5]),
+    ],
+)
+def test_every_metric_of_the_tasks_has_a_name_on_the_card(problem_type, names, labels):
+    data = TaskData(DatasetDict({"train": Dataset.from_dict({"label": labels})}), {}, problem_type, names)
+    for task in TASKS.values():
+        assert task.majority(data, "train").keys() <= card_module.MEASURES.keys()
