@@ -105,8 +105,10 @@ def run(tmp_path_factory, model_folder):
     folder = tmp_path_factory.mktemp("finished")
     data = save(folder / "reviews", train=40, validation=8, test=16)
     args = arguments(folder / "run", max_steps=40, learning_rate=1e-2, logging_steps=1)
-    record = finetune(TransferConfig(model=model_folder, dataset=data), args)
-    return record, data
+    config = TransferConfig(
+        model=model_folder, dataset=data, strategy="gradual-unfreezing", learning_rates="layerwise-decay"
+    )
+    return finetune(config, args), data
 
 
 # The run folder and its record
@@ -164,10 +166,8 @@ def test_record_holds_what_was_done(run, model_folder):
 def test_measured_defaults_are_used_without_a_word(run):
     record, _ = run
     strategy, rates = build_strategy(TransferConfig(model="m", dataset="d"))
-    assert record.strategy == strategy.to_dict()
-    assert record.strategy.items() >= DEFAULT_STRATEGY.items()
-    assert record.learning_rates is rates is None
-    assert record.arguments["learning_rate"] == DEFAULT_ARGUMENTS["learning_rate"]
+    assert strategy.to_dict().items() >= DEFAULT_STRATEGY.items()
+    assert rates is None
     assert record.arguments["per_device_train_batch_size"] == DEFAULT_ARGUMENTS["per_device_train_batch_size"]
     assert record.arguments["weight_decay"] == DEFAULT_ARGUMENTS["weight_decay"]
 
@@ -177,7 +177,6 @@ def test_record_holds_groups_and_phases(run):
     sizes = {group["name"]: group["parameters"] for group in record.groups}
     assert list(sizes) == GROUPS
     assert sum(sizes.values()) == sum(tensor.numel() for tensor in weights(record.path.parent).values())
-    strategy, _ = build_strategy(TransferConfig(model="m", dataset="d"))
     assert record.phases[0]["step"] == 0
     assert [phase["step"] for phase in record.phases] == sorted({phase["step"] for phase in record.phases})
     assert all(phase["groups"] == GROUPS[-len(phase["groups"]) :] for phase in record.phases)
@@ -679,7 +678,7 @@ def test_accumulated_batches_give_the_gradient_of_one_large_batch(tmp_path, toke
             train_sampling_strategy="sequential", report_to="none", disable_tqdm=True, use_cpu=True,
         )  # fmt: skip
         config = TransferConfig(model=str(tmp_path / "still"), dataset=reviews_file, strategy="full")
-        explicit = ("warmup_steps", "train_sampling_strategy")
+        explicit = ("warmup_steps", "train_sampling_strategy", "per_device_train_batch_size")
         finetune(config, args, explicit=explicit)
         ends.append(load_file(folder / "model.safetensors"))
     for name, value in ends[0].items():
