@@ -126,8 +126,8 @@ def pending(found: dict) -> list[tuple[str, str, str, int, float]]:
     faster = [n for n in STRATEGIES if n != "full"]
     timed = [
         (s, "time", n, seed, e)
-        for seed in SEEDS
         for s in SETTINGS
+        for seed in SEEDS
         for n in faster
         if (e := equal_time_epochs(found, s, n))
     ]
