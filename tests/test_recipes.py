@@ -119,6 +119,7 @@ def test_run_folder_of_every_kind_of_task(tmp_path, model_folder, kind):
     data = save(tmp_path / "data", kind, train=40, test=12)
     folder = tmp_path / "run"
     record = finetune(TransferConfig(model=model_folder, dataset=data), arguments(folder), baselines=True)
+    assert not (folder / "training_args.bin").exists()
 
     assert {name for name in os.listdir(folder) if (folder / name).stat().st_size} >= RUN_FILES
     assert record.path == folder / "transfer_record.json"

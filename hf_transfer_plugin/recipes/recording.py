@@ -115,6 +115,8 @@ def finish_record(record: TransferRecord, prepared: Any, trainer: Any, predictio
         setattr(record, name, value)
     trainer.save_model()
     if trainer.is_world_process_zero():
+        # A pickle that may hold a token in clear; the record has what matters of it.
+        (Path(trainer.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
         write_run(record, Path(trainer.args.output_dir))
 
 
