@@ -244,6 +244,9 @@ def test_rows_in_memory_and_the_announced_plan(tmp_path, model_folder):
     assert record.dataset["name"] == "films"
     assert record.class_names == ["bad", "good"]
     assert record.arguments["steps"] == 6  # 3 epochs of 24 rows, 16 at a time
+    assert record.strategy.items() >= DEFAULT_STRATEGY.items()
+    assert record.learning_rates is None
+    assert record.arguments["learning_rate"] == DEFAULT_ARGUMENTS["learning_rate"]
 
 
 def test_feature_extraction_leaves_the_body_as_it_was(tmp_path, model_folder, reviews_file):
