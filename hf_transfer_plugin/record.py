@@ -142,7 +142,7 @@ class TransferRecord:
             `TransferRecord`: The record.
 
         Raises:
-            ValueError: If there is no record, or a newer version of this package wrote it.
+            ValueError: If there is no record, it is no JSON, or a newer version of this package wrote it.
         """
         path = Path(path)
         file = path / RECORD_NAME if path.is_dir() else path
@@ -151,7 +151,10 @@ class TransferRecord:
                 f"Expected a run folder with a {RECORD_NAME}, but {str(path)!r} has none. "
                 "Make one with `hf-transfer-plugin train` or `hf-transfer-plugin quickstart`."
             )
-        values = json.loads(file.read_text(encoding="utf-8"))
+        try:
+            values = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{str(file)!r} must be a record, but is no JSON: {error}.") from error
         unknown = set(values) - {f.name for f in fields(cls)}
         if unknown or values.get("record_version", 0) > RECORD_VERSION:
             raise ValueError(

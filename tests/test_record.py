@@ -55,6 +55,13 @@ def test_missing_record_is_told_with_the_way_out(tmp_path):
             TransferRecord.load(place)
 
 
+def test_record_that_is_no_json_is_told_by_name(tmp_path):
+    file = record().save(tmp_path)
+    file.write_text(file.read_text()[:40])
+    with pytest.raises(ValueError, match=r"'.*transfer_record.json' must be a record, but is no JSON: "):
+        TransferRecord.load(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("changes", "unknown"), [({"record_version": RECORD_VERSION + 1}, r"\[\]"), ({"carbon": 3}, r"\['carbon'\]")]
 )
