@@ -70,7 +70,7 @@ def solve_linear_head(
         `LinearHead`: The layer.
 
     Raises:
-        ValueError: If the labels hold fewer than two classes.
+        ValueError: If there are fewer than two classes; a constant label among many is no error.
     """
     scaler = StandardScaler().fit(features)
     scaled = scaler.transform(features)
@@ -80,13 +80,21 @@ def solve_linear_head(
         fitted = solver.fit(scaled, labels.reshape(len(labels), -1))
         raw_weight, raw_bias = np.atleast_2d(fitted.coef_), np.atleast_1d(fitted.intercept_)
     elif problem_type == "multi_label_classification":
-        rows = [_logistic(scaled, labels[:, j], 2, regularization) for j in range(outputs)]
-        raw_weight = np.stack([weight[1] - weight[0] for weight, _ in rows])
-        raw_bias = np.array([bias[1] - bias[0] for _, bias in rows])
+        rows = [_one_label(scaled, labels[:, j], regularization) for j in range(outputs)]
+        raw_weight, raw_bias = np.stack([weight for weight, _ in rows]), np.array([bias for _, bias in rows])
     else:
         raw_weight, raw_bias = _logistic(scaled, labels, outputs, regularization)
     weight = raw_weight / scaler.scale_
     return LinearHead(weight, raw_bias - weight @ scaler.mean_)
+
+
+def _one_label(scaled: np.ndarray, labels: np.ndarray, regularization: float | None) -> tuple[np.ndarray, float]:
+    """One of many labels; where every row or none has it, the log-odds of its share with half a row on either side."""
+    on = int((labels > 0.5).sum())
+    if on in (0, len(labels)):
+        return np.zeros(scaled.shape[1]), float(np.log((on + 0.5) / (len(labels) - on + 0.5)))
+    weight, bias = _logistic(scaled, labels, 2, regularization)
+    return weight[1] - weight[0], bias[1] - bias[0]
 
 
 def _logistic(

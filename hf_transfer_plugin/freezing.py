@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_transfer_plugin.layers import LayerGroups
+from hf_transfer_plugin.layers import LayerGroups, check_patterns
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,12 @@ def freeze_pattern(patterns: str | Sequence[str]) -> FreezingPolicy:
 
     Returns:
         `FreezingPolicy`: Everything that no pattern matches learns. A pattern that matches nothing is an error.
+
+    Raises:
+        ValueError: If a pattern is no regular expression.
     """
     listed = [patterns] if isinstance(patterns, str) else list(patterns)
+    check_patterns(listed)
 
     def choose(model: nn.Module, groups: LayerGroups) -> list[str]:
         names = [name for name, _ in model.named_parameters()]

@@ -20,6 +20,8 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback
 
+from hf_transfer_plugin.layers import discover_layer_groups
+
 HIDDEN, LAYERS, VOCABULARY = 16, 3, 120
 TINY = {
     "hidden_size": HIDDEN,
@@ -43,7 +45,7 @@ def seed():
 
 @pytest.fixture(scope="session", autouse=True)
 def threads():
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items):
@@ -54,6 +56,16 @@ def pytest_collection_modifyitems(items):
 
 def bert(**changes):
     return BertForSequenceClassification(BertConfig(**{**TINY, **changes}))
+
+
+@pytest.fixture
+def model():
+    return bert()
+
+
+@pytest.fixture
+def groups(model):
+    return discover_layer_groups(model)
 
 
 def rows(count=32, length=8):

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from datasets import Dataset
 
@@ -23,14 +22,6 @@ from tests.conftest import reviews
 ROOT = Path(__file__).parents[1]
 QUICK = ["--max_steps", "4", "--use_cpu", "true", "--report_to", "none", "--disable_tqdm", "true"]
 REQUIRED = ["--model", "m", "--dataset", "d", "--output_dir", "o"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -339,9 +330,9 @@ BAD_FILES = {
     "no label": ("text,mark\na,1\nb,0\n", "The label column must be in the data: .* the columns are mark, text"),
     "one class": ("text,label\na,1\nb,1\n", "must hold at least two classes in 'label', but every row is 1"),
     "mixed": ("text,label\na,1\nb,0\nc,good\n", "some are numbers .* and some are words"),
-    "no text": ("text,label\na,1\n,0\n,1\n", r"2 of 3 in the train split do not \(row 1 is empty or missing\)"),
+    "no text": ("text,label\na,1\n,0\n,1\n", r"2 of 3 in the train split do not \(row 1, counted from 0, is empty"),
     "no class": ("text,label\na,1\nb,\n", "Every row must have a label, but row 1 of the train split has none"),
-    "numbers": ("text,label\n1,1\n2,0\n", "row 0 is a number"),
+    "numbers": ("text,label\n1,1\n2,0\n", "row 0, counted from 0, is a number"),
     "ids": ("text,label\n" + "".join(f"t,{i}\n" for i in range(9)), "must be classes, but 9 of 9 rows differ"),
 }
 
@@ -389,6 +380,7 @@ def test_folder_of_another_run_is_refused(refused, train, finished):
         (["inspect", "./nowhere"], "`model` names a folder that does not exist"),
         (["inspect", "MODEL", "--task", "translation"], "`task` must be one of text-classification, but got"),
         (["inspect", "MODEL", "--pattern", "lora"], "Every pattern must match a parameter"),
+        (["inspect", "MODEL", "--pattern", "("], "A pattern must be a regular expression, but '(' is not: missing )"),
         (["plan", "MODEL", "--strategy", "thaw"], "`strategy` must name one of"),
         (["plan", "MODEL", "--strategy", '{"name": "freeze-first", "k": 5}'], "`k` must lie between 0 and 4"),
         (["plan", "MODEL", "--strategy", '{"name": "freeze-first", "k": -1}'], "`k` must lie between 0 and 4"),

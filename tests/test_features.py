@@ -51,6 +51,14 @@ def test_several_labels_are_solved_one_by_one(features):
         np.testing.assert_allclose(head.logits(features)[:, j], expected.decision_function(standardised(features)))
 
 
+@pytest.mark.parametrize(("on", "odds"), [(0, 0.5 / 60.5), (60, 60.5 / 0.5)])
+def test_a_label_that_no_row_or_every_row_has_is_solved_to_the_odds_of_its_share(features, on, odds):
+    labels = np.stack([features[:, 0] > 2, np.arange(60) < on], 1).astype(float)
+    head = solve_linear_head(features, labels, problem_type=MULTI, outputs=2, regularization=1.0)
+    np.testing.assert_allclose(head.logits(features)[:, 1], np.log(odds))
+    assert np.ptp(head.logits(features)[:, 0]) > 0.1
+
+
 def test_numbers_are_solved_by_ridge(features):
     values = features @ np.arange(5.0) + 7
     head = solve_linear_head(features, values, problem_type=REGRESSION, outputs=1, regularization=2.0)

@@ -14,17 +14,6 @@ from hf_transfer_plugin import (
     set_trainable,
 )
 from hf_transfer_plugin.freezing import FrozenModules, still_modules
-from tests.conftest import bert
-
-
-@pytest.fixture
-def model():
-    return bert()
-
-
-@pytest.fixture
-def groups(model):
-    return discover_layer_groups(model)
 
 
 def trainable(model):
@@ -52,6 +41,8 @@ def test_freeze_pattern_freezes_what_matches_and_refuses_idle_patterns(model, gr
     assert len(chosen) == len(trainable(model)) - 5 - 16
     with pytest.raises(ValueError, match="'nonsense'.*match none"):
         freeze_pattern("nonsense")(model, groups)
+    with pytest.raises(ValueError, match=r"must be a regular expression, but '\*' is not: nothing to repeat"):
+        freeze_pattern("*")
 
 
 def test_a_policy_that_leaves_nothing_to_train_is_refused(model, groups):

@@ -6,16 +6,6 @@ from hf_transfer_plugin.learning_rates import build_optimizer, groups_of
 from tests.conftest import bert
 
 
-@pytest.fixture
-def model():
-    return bert()
-
-
-@pytest.fixture
-def groups(model):
-    return discover_layer_groups(model)
-
-
 def test_layerwise_decay_is_the_formula(groups):
     rates = LayerwiseDecay(decay=0.5, head_multiplier=3.0)
     assert [rates.base(i, groups) for i in range(5)] == [0.0625, 0.125, 0.25, 0.5, 3.0]

@@ -30,6 +30,7 @@ from hf_transfer_plugin.recipes import (
     sketch_model,
 )
 from hf_transfer_plugin.recipes.defaults import with_defaults
+from hf_transfer_plugin.recipes.finetuning import prepare
 from hf_transfer_plugin.record import TransferRecord
 from tests.conftest import BAD, GOOD, TINY, reviews
 
@@ -54,14 +55,6 @@ METRICS = {
     "single": {"loss", "accuracy", "precision_macro", "recall_macro", "f1_macro"},
     "regression": {"loss", "mse", "mae", "r2", "pearson"},
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)
@@ -379,6 +372,29 @@ def test_early_stopping_ends_with_the_best_model(tmp_path, model_folder):
     assert record.metrics["loss"] == pytest.approx(min(losses.values()), abs=1e-5)
 
 
+def test_the_loss_decides_where_it_was_named(tmp_path, model_folder, reviews_file):
+    config = TransferConfig(model=model_folder, dataset=reviews_file)
+    for explicit, metric in (((), "accuracy"), (("metric_for_best_model",), "loss")):
+        chosen = {"eval_strategy": "steps", "load_best_model_at_end": True, "metric_for_best_model": "loss"}
+        args = arguments(tmp_path / metric, **chosen)
+        prepared = prepare(config, args, explicit=explicit)
+        assert (prepared.args.metric_for_best_model, prepared.args.greater_is_better) == (metric, metric != "loss")
+
+
+def test_labels_that_every_or_no_row_has_are_trained_with_the_default(tmp_path, model_folder):
+    rows = {"text": [f"film {i}" for i in range(16)], "label": [[1, 0, i % 2] for i in range(16)]}
+    splits = DatasetDict({split: Dataset.from_dict(rows) for split in ("train", "test")})
+    config = TransferConfig(model=model_folder, dataset="memory", validation_fraction=0)
+    record = finetune(config, arguments(tmp_path / "run"), splits=splits, baselines=True)
+    assert record.baselines["linear_probe"].keys() >= {"f1_macro"}
+
+
+def test_words_such_as_none_are_labels_in_a_csv(tmp_path, model_folder):
+    (tmp_path / "rows.csv").write_text("text,label\n" + "a film,None\nNA,NA\n" * 10)
+    config = TransferConfig(model=model_folder, dataset=str(tmp_path / "rows.csv"))
+    assert prepare(config, arguments(tmp_path / "run")).data.class_names == ("NA", "None")
+
+
 def test_the_tasks_own_metric_decides_by_default(tmp_path, model_folder, reviews_file):
     args = arguments(
         tmp_path, max_steps=2, eval_strategy="steps", eval_steps=1, save_steps=1, load_best_model_at_end=True
@@ -502,7 +518,7 @@ def test_another_split_can_be_measured(run, split):
         ({"text": ["a"], "label": [2]}, {}, "among the model's classes bad, good, but the data has 2"),
         ({"text": ["a"], "stars": [2], "x": [1]}, {"label_column": "mark"}, "expected 'mark', but the columns are"),
         ({"words": ["a"], "label": ["bad"]}, {}, "The text column must be in the data"),
-        ({"text": [""], "label": ["bad"]}, {}, r"1 of 1 in the train split do not \(row 0 is empty"),
+        ({"text": [""], "label": ["bad"]}, {}, r"1 of 1 in the train split do not \(row 0, counted from 0, is empty"),
         (
             {"text": ["a"], "label": ["bad"]},
             {"split": "dev"},
@@ -616,7 +632,7 @@ def test_resume_after_ctrl_c_ends_where_an_unbroken_run_ends(
     assert not torch.equal(stopped, weights(tmp_path / "run")["classifier.weight"])
 
 
-@pytest.mark.parametrize("held", ["transfer_record.json", "transfer_config.json", "model.safetensors", "checkpoint-3"])
+@pytest.mark.parametrize("held", ["transfer_record.json", "model.safetensors", "checkpoint-3"])
 def test_folder_of_another_run_is_refused(tmp_path, model_folder, reviews_file, held):
     (tmp_path / "run" / held).mkdir(parents=True)
     with pytest.raises(
@@ -658,6 +674,8 @@ def test_rates_that_explode_stop_the_run_at_its_step(tmp_path, model_folder, rev
         finetune(config, args, explicit=("warmup_steps",))
     assert not {"model.safetensors", "transfer_record.json"} & set(os.listdir(tmp_path / "run"))
     assert signal.getsignal(signal.SIGINT) == before
+    finetune(config, arguments(tmp_path / "run"))
+    assert (tmp_path / "run" / "model.safetensors").is_file()
 
 
 def test_label_that_no_loss_can_hold_stops_the_run_at_its_step(tmp_path, model_folder):

@@ -354,8 +354,9 @@ def test_lists_of_class_labels_are_several_classes():
         (["1", "0", "good"] * 4, {}, r"some are numbers \('1'\) and some are words \('good'\). Write them all as"),
         (list(range(20)), {}, "must be classes, but 20 of 20 rows differ. Name another `--label_column`, or set"),
         ([f"id-{i}" for i in range(20)], {}, "must be classes, but 20 of 20 rows differ"),
-        (["a", "b"] * 4, {"problem_type": REGRESSION}, "Regression needs numbers in 'label', but got 'a'"),
-        ([True, False] * 4, {"problem_type": REGRESSION}, "Regression needs numbers in 'label', but got True"),
+        (["a", "b"] * 4, {"problem_type": REGRESSION}, "Regression needs finite numbers in 'label', but got 'a'"),
+        ([0.5, float("inf")] * 4, {}, "Regression needs finite numbers in 'label', but got inf in the train split"),
+        ([True, False] * 4, {"problem_type": REGRESSION}, "Regression needs finite numbers in 'label', but got True"),
         ([["a"], ["b"]] * 4, {"problem_type": SINGLE}, "Lists of labels are a multi_label_classification, but `pro"),
         ([["a"], ["b"]] * 4, {"problem_type": REGRESSION}, "Lists of labels are a multi_label_classification"),
         ([0, 1] * 4, {"problem_type": MULTI}, "must be lists of labels, but row 0 of the train split is 0"),
@@ -395,7 +396,7 @@ def test_empty_cells_of_a_csv_file_are_told(tmp_path):
     with pytest.raises(ValueError, match="Every row must have a label, but row 2 of the train split has none"):
         TASK.read(load_splits(config(file)), config(), 0)
     file.write_text("text,label\na,1\nb,0\n,0\n,1\n")
-    with pytest.raises(ValueError, match=r"2 of 4 in the train split do not \(row 2 is empty or missing\)"):
+    with pytest.raises(ValueError, match=r"2 of 4 in the train split do not \(row 2, counted from 0, is empty"):
         TASK.read(load_splits(config(file)), config(), 0)
 
 
@@ -408,7 +409,7 @@ def test_empty_cells_of_a_csv_file_are_told(tmp_path):
         ([["a"], ["b"]], [["a", "c"]], "Every label of the test split must occur in train, but 'c' does not"),
         ([[0, 1], [1, 0]], [[0, 2]], "Every row of the test split must be 2 zeros and ones as in train, but row 0 is"),
         ([[0, 1], [1, 0]], [[0, 1], [0, 1, 1]], "Every row of the test split must be 2 zeros and ones .* row 1 is"),
-        ([0.5, 1.5], ["good", "bad"], "Regression needs numbers in 'label', but got 'good' in the test split"),
+        ([0.5, 1.5], ["good", "bad"], "Regression needs finite numbers in 'label', but got 'good'"),
         ([0.5, 1.5], [0.5, None], "Every row must have a label, but row 1 of the test split has none"),
         ([["a"], ["b"]], ["a", "b"], "must be lists of labels, but row 0 of the test split is 'a'"),
         (
@@ -452,13 +453,13 @@ def test_unlabelled_test_split_is_left_out_with_a_word(caplog):
 def test_bad_texts_are_counted_and_the_first_is_named(bad, what):
     texts = ["fine"] * 3 + [bad] + ["fine"] * 3 + [bad]
     rows = Dataset.from_dict({"text": texts, "label": [0, 1] * 4})
-    with pytest.raises(ValueError, match=rf"of 'text' .* 2 of 8 in the train split do not \(row 3 is {what}\)"):
+    with pytest.raises(ValueError, match=rf"of 'text' .* 2 of 8 .* do not \(row 3, counted from 0, is {what}\)"):
         read(rows)
 
 
 @pytest.mark.parametrize("column", [[1, 2, 3, 4], [0.5, float("nan"), 1.0, 2.0]])
 def test_column_of_numbers_is_no_text(column):
-    with pytest.raises(ValueError, match=r"4 of 4 in the train split do not \(row 0 is a number\).*--text_column"):
+    with pytest.raises(ValueError, match=r"4 of 4 .* \(row 0, counted from 0, is a number\).*--text_column"):
         read(Dataset.from_dict({"text": column, "label": [0, 1, 0, 1]}))
 
 
@@ -730,7 +731,7 @@ def test_known_regression_takes_numbers():
         ),
         (["a", "b"], ["a", "b"], MULTI, None, "must be lists of labels, but row 0 of the test split is 'a'"),
         ([["a"], ["c"]], ["a", "b"], MULTI, None, "among the model's classes a, b, but the data has 'c'"),
-        (["good"], None, REGRESSION, None, "Regression needs numbers in 'label', but got 'good' in the test split"),
+        (["good"], None, REGRESSION, None, "Regression needs finite numbers in 'label', but got 'good'"),
     ],
 )
 def test_labels_that_are_not_the_models_are_refused(labels, names, problem_type, feature, message):

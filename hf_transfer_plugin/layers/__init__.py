@@ -1,6 +1,6 @@
 """What a model is, seen by transfer learning: an ordered list of layer groups, input first, head last."""
 
 from hf_transfer_plugin.layers.discovery import discover_layer_groups
-from hf_transfer_plugin.layers.groups import LayerGroup, LayerGroups
+from hf_transfer_plugin.layers.groups import LayerGroup, LayerGroups, check_patterns
 
-__all__ = ["LayerGroup", "LayerGroups", "discover_layer_groups"]
+__all__ = ["LayerGroup", "LayerGroups", "check_patterns", "discover_layer_groups"]

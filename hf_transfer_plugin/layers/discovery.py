@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from hf_transfer_plugin.layers.groups import LayerGroup, LayerGroups
+from hf_transfer_plugin.layers.groups import LayerGroup, LayerGroups, check_patterns
 from hf_transfer_plugin.layers.probe import CallOrder, record_calls
 from hf_transfer_plugin.layers.stacks import Layout, candidate_layouts
 
@@ -74,6 +74,7 @@ def _confirmed(layouts: Sequence[Layout], order: CallOrder) -> Layout | None:
 
 
 def _from_patterns(model: nn.Module, patterns: Sequence[str]) -> LayerGroups:
+    check_patterns(patterns)
     members: dict[str, list[str]] = {pattern: [] for pattern in patterns}
     for name, _ in model.named_parameters():
         pattern = next((p for p in patterns if re.search(p, name)), None)

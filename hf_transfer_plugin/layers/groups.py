@@ -1,5 +1,6 @@
 """The nouns: a layer group, and the ordered sequence of all of them."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import overload
@@ -21,6 +22,25 @@ class LayerGroup:
 
     name: str
     parameters: tuple[str, ...]
+
+
+def check_patterns(patterns: Sequence[str]) -> None:
+    """
+    Args:
+        patterns (`Sequence[str]`):
+            Regular expressions.
+
+    Raises:
+        ValueError: If one is none.
+    """
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(
+                f"A pattern must be a regular expression, but {pattern!r} is not: {error}. Write a bracket or dot "
+                "that stands for itself with a backslash before it."
+            ) from error
 
 
 class LayerGroups(Sequence[LayerGroup]):

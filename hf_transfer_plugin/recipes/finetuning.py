@@ -206,6 +206,10 @@ def prepare(
         _without_validation(args, splits, explicit)
     task = TASKS[config.task]
     data = task.read(splits, config, args.seed)
+    replaceable = args.metric_for_best_model in (None, "loss") and "metric_for_best_model" not in explicit
+    if args.load_best_model_at_end and replaceable:
+        # Trainer puts the loss where nothing was given.
+        args.metric_for_best_model, args.greater_is_better = task.best_metric(data)
     processor = load_processor(config)
     set_seed(args.seed)
     model = load_model(config, task, data, processor)
@@ -219,7 +223,7 @@ def prepare(
         processor.model_max_length = length
     encoded, truncated = task.encode(data, processor, length)
     if truncated:
-        logger.warning("%d rows were truncated to what the model reads.", truncated)
+        logger.warning("%d rows were truncated to %d tokens.", truncated, length)
     return Prepared(config, args, task, data, encoded, truncated, processor, model, groups, strategy, rates, loaded)
 
 
@@ -237,8 +241,6 @@ def make_trainer(prepared: Prepared, *callbacks: TrainerCallback) -> Trainer:
         `Trainer`: Ready to train.
     """
     args, task, data = prepared.args, prepared.task, prepared.data
-    if args.load_best_model_at_end and args.metric_for_best_model in (None, "loss"):
-        args.metric_for_best_model, args.greater_is_better = task.best_metric(data)
     added = [NonFiniteLossCallback(), _ResumeAlike(), *callbacks]
     if prepared.config.early_stopping_patience is not None:
         added.append(EarlyStoppingCallback(prepared.config.early_stopping_patience))
@@ -303,7 +305,8 @@ def _check_processes(args: TrainingArguments) -> None:
 
 def _check_folder(config: TransferConfig, args: TrainingArguments) -> None:
     folder = Path(args.output_dir)
-    held = [name for name in (RECORD_NAME, CONFIG_NAME, "model.safetensors") if (folder / name).exists()]
+    # A configuration alone is what a run leaves that failed before its first checkpoint.
+    held = [name for name in (RECORD_NAME, "model.safetensors") if (folder / name).exists()]
     held += [path.name for path in folder.glob("checkpoint-*")]
     resume = _checkpoint(args)
     if held and not resume and args.process_index == 0:

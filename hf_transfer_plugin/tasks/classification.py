@@ -134,7 +134,7 @@ def _check_texts(split: str, texts: Sequence[Any], column: str) -> None:
         what = "empty or missing" if not isinstance(texts[bad[0]], (int, float)) else "a number"
         raise ValueError(
             f"Every row of {column!r} must hold text, but {len(bad)} of {len(texts)} in the {split} split do not "
-            f"(row {bad[0]} is {what}). Remove such rows, or name another `--text_column`."
+            f"(row {bad[0]}, counted from 0, is {what}). Remove such rows, or name another `--text_column`."
         )
 
 

@@ -154,7 +154,7 @@ def _check_present(split: str, labels: Sequence[Any], column: str) -> None:
         if any(_is_missing(value) for value in (label if isinstance(label, list) else (label,))):
             raise ValueError(
                 f"Every row must have a label, but row {row} of the {split} split has none in {column!r}. "
-                "Remove such rows or fill the labels in."
+                "Remove such rows or fill the labels in. Rows are counted from 0."
             )
 
 
@@ -168,15 +168,18 @@ def _check_lists(raw: dict[str, list[Any]], column: str, *, listed: bool) -> Non
             if isinstance(label, (list, tuple)) != listed:
                 what = "lists of labels" if listed else "one label a row"
                 raise ValueError(
-                    f"Labels in {column!r} must be {what}, but row {row} of the {split} split is {label!r}."
+                    f"Labels in {column!r} must be {what}, but row {row} of the {split} split is {label!r}. "
+                    "Rows are counted from 0."
                 )
 
 
 def _check_numbers(raw: dict[str, list[Any]], column: str) -> None:
     for split, labels in raw.items():
         for label in labels:
-            if not isinstance(label, (int, float)) or isinstance(label, bool):
-                raise ValueError(f"Regression needs numbers in {column!r}, but got {label!r} in the {split} split.")
+            if not isinstance(label, (int, float)) or isinstance(label, bool) or not math.isfinite(label):
+                raise ValueError(
+                    f"Regression needs finite numbers in {column!r}, but got {label!r} in the {split} split."
+                )
 
 
 def _check_text(labels: Sequence[Any], column: str) -> None:

@@ -9,6 +9,7 @@ from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from hf_transfer_plugin.config import TransferConfig
 
 FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+MIXED = ("changed from", "Failed to parse", "Could not convert", "cannot mix", "Couldn't cast")
 NO_ROWS = ("corresponds to no data", "No columns to parse")
 ALIASES = {"valid": "validation", "val": "validation", "dev": "validation", "eval": "validation"}
 
@@ -89,19 +90,20 @@ def _read_files(files: dict[str, Path]) -> DatasetDict:
             raise ValueError(f"`dataset` must be one of {', '.join(sorted(FORMATS))}, but got {str(file)!r}.")
         if not file.stat().st_size:
             raise ValueError(f"`dataset` must hold rows, but {str(file)!r} is empty.")
-        options = {"sep": "\t"} if file.suffix.lower() == ".tsv" else {}
+        suffix = FORMATS[file.suffix.lower()]
+        # Words such as "None" or "NA" are text; only an empty cell is missing.
+        options: dict[str, Any] = {"keep_default_na": False, "na_values": [""]} if suffix == "csv" else {}
+        if file.suffix.lower() == ".tsv":
+            options["sep"] = "\t"
         try:
-            splits[split] = load_dataset(
-                FORMATS[file.suffix.lower()], data_files={"rows": str(file)}, split="rows", **options
-            )
+            splits[split] = load_dataset(suffix, data_files={"rows": str(file)}, split="rows", **options)
         except (DatasetGenerationError, ValueError, OSError) as error:
             cause = error.__cause__ or error
             if any(sign in str(cause) for sign in NO_ROWS):
                 raise ValueError(f"`dataset` must hold rows, but {str(file)!r} has none.") from error
-            raise ValueError(
-                f"{str(file)!r} could not be read as {FORMATS[file.suffix.lower()]}: {_first_line(cause)}. A column "
-                "must hold values of one type; mixed labels are written as text."
-            ) from error
+            mixed = any(sign in str(cause) for sign in MIXED)
+            hint = " A column must hold values of one type; mixed labels are written as text." if mixed else ""
+            raise ValueError(f"{str(file)!r} could not be read as {suffix}: {_first_line(cause)}.{hint}") from error
     return DatasetDict(splits)
 
 
