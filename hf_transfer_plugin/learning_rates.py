@@ -1,6 +1,6 @@
 """How fast each layer group learns: factors per group, and the optimizer whose groups are named after them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
@@ -195,11 +195,13 @@ def build_optimizer(
     decayed: AbstractSet[str],
     weight_decay: float,
     learning_rates: LayerwiseDecay | SlantedTriangular | None = None,
+    given: Sequence[Mapping[str, Any]] | None = None,
 ) -> torch.optim.Optimizer:
     """
     Makes the optimizer with named parameters, in groups of layer × weight decay, head first.
 
-    Head first, because Trainer logs the rate of the first group as `learning_rate`.
+    Head first, because Trainer logs the rate of the first group as `learning_rate`. Parameters outside the model, such
+    as those of a loss, learn at the head's rate.
 
     Args:
         optimizer_class (`type[torch.optim.Optimizer]`):
@@ -218,24 +220,60 @@ def build_optimizer(
             The weight decay.
         learning_rates (`LayerwiseDecay` or `SlantedTriangular`, *optional*):
             Factors for each group.
+        given (`Sequence[Mapping]`, *optional*):
+            Parameter groups that a Trainer made itself; they are divided by layer and keep their settings. Then
+            `decayed` and `weight_decay` are not used, and a rate other than `lr` is kept as it is.
 
     Returns:
         `torch.optim.Optimizer`: The optimizer; its state keeps the names of the parameters.
     """
     parameters = dict(model.named_parameters())
+    place = {id(parameters[n]): (i, n) for i, group in enumerate(groups) for n in group.parameters}
+    if given is None:
+        given = [
+            {
+                "params": [p for n, p in parameters.items() if n in learning and (n in decayed) == decays],
+                "weight_decay": weight_decay if decays else 0.0,
+            }
+            for decays in (True, False)
+        ]
     rate = optimizer_arguments["lr"]
-    made: list[dict[str, Any]] = []
-    for index, group in reversed(list(enumerate(groups))):
-        base = learning_rates.base(index, groups) if learning_rates is not None else 1.0
-        for decays in (True, False):
-            names = [n for n in group.parameters if n in learning and (n in decayed) == decays]
-            if names:
-                made.append({
-                    "params": [(name, parameters[name]) for name in names],
-                    "lr": rate * base,
-                    "weight_decay": weight_decay if decays else 0.0,
-                })
-    return optimizer_class(made, **optimizer_arguments)
+    top = len(groups) - 1 if groups.has_head else len(groups)
+    made: dict[tuple[int, int], dict[str, Any]] = {}
+    outside = 0
+    for number, group in enumerate(given):
+        for parameter in tensors_of(group):
+            index, name = place.get(id(parameter), (top, ""))
+            if not name:
+                name, outside = f"outside.{outside}", outside + 1
+            elif name not in learning:
+                continue
+            settings = {"lr": rate, **group}
+            if settings["lr"] == rate:
+                settings["lr"] = rate * _base_factor(learning_rates, index, groups)
+            made.setdefault((-index, number), {**settings, "params": []})["params"].append((name, parameter))
+    return optimizer_class([made[key] for key in sorted(made)], **optimizer_arguments)
+
+
+def _base_factor(learning_rates: Any, index: int, groups: LayerGroups) -> float:
+    """Beyond the last group stands the head of a model that has none of its own."""
+    if learning_rates is None:
+        return 1.0
+    return learning_rates.base(index, groups) if index < len(groups) else learning_rates.head_multiplier
+
+
+def tensors_of(group: Mapping[str, Any]) -> list[torch.Tensor]:
+    """
+    Args:
+        group (`Mapping[str, Any]`):
+            A parameter group of an optimizer, its parameters named or not.
+
+    Returns:
+        `list[torch.Tensor]`: Its parameters.
+    """
+    held: Any = group["params"]
+    listed: Iterable[Any] = [held] if isinstance(held, torch.Tensor) else held
+    return [item[1] if isinstance(item, tuple) else item for item in listed]
 
 
 def groups_of(optimizer: Any, model: nn.Module, groups: LayerGroups) -> list[str | None]:
@@ -251,11 +289,12 @@ def groups_of(optimizer: Any, model: nn.Module, groups: LayerGroups) -> list[str
             Its layer groups.
 
     Returns:
-        `list[str | None]`: Names in the optimizer's order; `None` where parameters of several groups share one.
+        `list[str | None]`: Names in the optimizer's order; `None` where parameters of several groups share one. What
+        stands outside the model, such as a loss's own parameters, counts as `"head"`.
     """
     owner = {name: group.name for group in groups for name in group.parameters}
     by_id = {id(parameter): owner[name] for name, parameter in model.named_parameters()}
-    found = [{by_id.get(id(p)) for p in group["params"]} for group in optimizer.param_groups]
+    found = [{by_id.get(id(p), "head") for p in group["params"]} for group in optimizer.param_groups]
     return [next(iter(names)) if len(names) == 1 else None for names in found]
 
 

@@ -155,6 +155,9 @@ class LinearProbeThenFineTune(_Schedule):
             solved for the best probe (`None`: chosen by cross-validation) is so large that it distorts the body.
         frozen (`int`, *optional*, defaults to 0):
             Groups nearest to the input that never learn; 1 keeps the embeddings.
+        rows_per_output (`int`, *optional*, defaults to 1000):
+            The head is solved on at most that many rows for each of its outputs, drawn at random, always the same
+            ones; `None` takes every row. So strong a penalty needs no more, and large data would wait for it.
 
     Raises:
         ValueError: If a field is out of range.
@@ -164,11 +167,14 @@ class LinearProbeThenFineTune(_Schedule):
     needs_head: ClassVar[bool] = True
     regularization: float | None = 1e-4
     frozen: int = 0
+    rows_per_output: int | None = 1000
 
     def __post_init__(self) -> None:
         value = self.regularization
         if value is not None and (not isinstance(value, (int, float)) or not value > 0):
             raise ValueError(f"`regularization` must be positive, but got {self.regularization!r}.")
+        if self.rows_per_output is not None and not (_whole(self.rows_per_output) and self.rows_per_output > 0):
+            raise ValueError(f"`rows_per_output` must be a positive whole number, but got {self.rows_per_output!r}.")
         _check_frozen(self.frozen)
 
     def __call__(self, progress: Progress, groups: int) -> tuple[int, ...]:

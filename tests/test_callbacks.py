@@ -6,6 +6,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 from transformers import ResNetConfig, ResNetForImageClassification, TrainerCallback
 
+import hf_transfer_plugin.callbacks.head as head_module
 from hf_transfer_plugin import (
     ChainThaw,
     FreezingCallback,
@@ -155,6 +156,20 @@ def test_the_solved_heads_logits_equal_the_probes(make_trainer):
     with torch.no_grad():
         logits = model.eval()(**inputs).logits
     np.testing.assert_allclose((logits[:, 1] - logits[:, 0]).numpy(), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(("limit", "solved_on"), [(8, 16), (None, 32), (20, 32)])
+def test_the_head_is_solved_on_at_most_so_many_rows_an_output(make_trainer, monkeypatch, limit, solved_on):
+    seen, solve = [], head_module.solve_linear_head
+
+    def note(features, labels, **fields):
+        seen.append(len(features))
+        return solve(features, labels, **fields)
+
+    monkeypatch.setattr(head_module, "solve_linear_head", note)
+    schedule = LinearProbeThenFineTune(rows_per_output=limit)
+    make_trainer(callbacks=[FreezingCallback(schedule)], max_steps=1).train()
+    assert seen == [solved_on]
 
 
 def test_lp_ft_is_one_run_in_which_the_body_learns_from_the_first_step(make_trainer):

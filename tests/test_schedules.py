@@ -99,6 +99,7 @@ def test_layer_sampling_keeps_ends_and_draws_the_same_for_the_same_step():
         (lambda: PlateauUnfreezing(min_delta=-1), "`min_delta`"),
         (lambda: LayerSampling(active=0), "`active`"),
         (lambda: LinearProbeThenFineTune(regularization=0), "`regularization`"),
+        (lambda: LinearProbeThenFineTune(rows_per_output=0), "`rows_per_output`"),
     ],
 )
 def test_fields_out_of_range_are_refused(make, message):

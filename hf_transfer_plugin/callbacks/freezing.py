@@ -1,16 +1,13 @@
-"""Trainer callbacks: the one that freezes and thaws, and the few others that a run needs."""
+"""The callback that freezes and thaws."""
 
 import logging
-import signal
-import threading
 from typing import Any
 
-import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback
 
-from hf_transfer_plugin.features import extract_features, find_output_layer, solve_linear_head
+from hf_transfer_plugin.callbacks.head import solve_output_layer
 from hf_transfer_plugin.freezing import (
     FreezingPolicy,
     FrozenModules,
@@ -100,7 +97,7 @@ class FreezingCallback(TrainerCallback):
         self._found = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         self._rate_groups = groups_of(optimizer, model, groups)
         if isinstance(self.schedule, LinearProbeThenFineTune) and state.global_step == 0:
-            solve_output_layer(model, groups, kwargs["train_dataloader"], self.schedule.regularization)
+            solve_output_layer(model, groups, kwargs["train_dataloader"], self.schedule)
         fixed = isinstance(self.schedule, FreezingPolicy)
         self._fixed = self.schedule(model, groups) if fixed else None
         self._replay(args, state, model)
@@ -210,109 +207,3 @@ def _covers(groups: LayerGroups, model: nn.Module) -> bool:
 
 def _non_reentrant(args: Any) -> bool:
     return not (args.activation_checkpointing_kwargs or {}).get("use_reentrant", False)
-
-
-def solve_output_layer(model: nn.Module, groups: LayerGroups, dataloader: Any, regularization: float | None) -> None:
-    """
-    Solves the model's own output layer on that layer's real input over the training data, and writes it.
-
-    Args:
-        model (`nn.Module`):
-            The model.
-        groups (`LayerGroups`):
-            Its layer groups; the last is the head.
-        dataloader (`DataLoader`):
-            Trainer's loader; its dataset and collator are used, in order, without touching its random state.
-        regularization (`float`, *optional*):
-            See [`LinearProbeThenFineTune`].
-
-    Raises:
-        ValueError: If the data has no length, or the head no linear output layer.
-    """
-    if not hasattr(dataloader.dataset, "__len__"):
-        raise ValueError(
-            "`lp-ft` solves the head on the whole training set, but the dataset is a stream without length."
-        )
-    layer = find_output_layer(model, groups[-1].parameters)
-    features, labels = extract_features(
-        model, dataloader.dataset, dataloader.collate_fn, module=layer, progress="Solving the head"
-    )
-    problem = getattr(model.config, "problem_type", None)
-    if problem is None:
-        multi = "multi_label_classification" if labels.ndim == 2 else "single_label_classification"
-        problem = "regression" if labels.dtype.kind == "f" and labels.ndim == 1 else multi
-    head = solve_linear_head(
-        features, labels, problem_type=problem, outputs=layer.out_features, regularization=regularization
-    )
-    with torch.no_grad():
-        layer.weight.copy_(torch.from_numpy(head.weight))
-        if layer.bias is not None:
-            layer.bias.copy_(torch.from_numpy(head.bias))
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            for parameter in layer.parameters():
-                torch.distributed.broadcast(parameter, 0)
-
-
-class NonFiniteLossCallback(TrainerCallback):
-    """Stops the run at the step whose loss is NaN or infinite, before the weights are spoilt; Trainer would go on."""
-
-    def __init__(self) -> None:
-        self._handle: Any = None
-        self._losses: list[torch.Tensor] = []
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Watches what the model returns."""
-        self._losses = []
-
-        def keep(module: nn.Module, inputs: Any, outputs: Any) -> None:
-            loss = outputs.get("loss") if hasattr(outputs, "get") else None
-            if module.training and loss is not None:
-                self._losses.append(loss.detach())
-
-        self._handle = kwargs["model"].register_forward_hook(keep)
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Raises before the step is taken."""
-        losses, self._losses = self._losses, []
-        if losses and not torch.isfinite(torch.stack([loss.mean() for loss in losses])).all():
-            raise RuntimeError(
-                f"The loss became {losses[-1].mean().item()} at step {state.global_step + 1}, so the run was stopped. "
-                "Lower `learning_rate`, add `warmup_steps`, or look for bad rows in the data."
-            )
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stops watching."""
-        if self._handle is not None:
-            self._handle.remove()
-
-
-class InterruptCallback(TrainerCallback):
-    """
-    Lets the first Ctrl-C finish the step and save a checkpoint; a second one stops at once. Call `release` when
-    training is over, also after an error.
-    """
-
-    def __init__(self) -> None:
-        self.interrupted = False
-        self._before: Any = None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Takes the signal over, in the main thread."""
-        if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._note)
-
-    def _note(self, number: int, frame: Any) -> None:
-        self.interrupted = True
-        self.release()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Saves and stops."""
-        if self.interrupted:
-            control.should_save = True
-            control.should_training_stop = True
-
-    def release(self) -> None:
-        """Gives the signal back."""
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-            self._before = None
