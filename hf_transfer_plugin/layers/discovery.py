@@ -147,8 +147,16 @@ def _assign(model: nn.Module, layout: Layout, order: CallOrder | None, tied: boo
             group = _by_moment(name, moments, spans, layout, owners)
         if group == layout.names[-1] and name.split(".")[0] not in roots and _TASK.search(name):
             group = "head"
+        if group == "head" and _is_passed_over(model, name):
+            group = layout.names[-1]
         result[name] = layout.names[-1] if group == "head" and tied else group
     return result
+
+
+def _is_passed_over(model: nn.Module, name: str) -> bool:
+    """A pooler in the first module of a Sentence Transformer, whose own pooling takes the hidden states instead."""
+    last = next(reversed(model._modules), "") if isinstance(model, nn.Sequential) else ""
+    return bool(last) and not name.startswith(f"{last}.") and bool(_POOLER.search(name))
 
 
 def _spans(moments: Mapping[str, float], layout: Layout) -> list[dict[str, tuple[float, float]]]:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 
-def dummy_inputs(model: nn.Module, *, batch_size: int = 1, length: int = 8) -> Iterator[dict[str, torch.Tensor]]:
+def dummy_inputs(model: nn.Module, *, batch_size: int = 1, length: int = 8) -> Iterator[dict[str, Any]]:
     """
     Guesses inputs that a Transformers model takes, the simplest first.
 
@@ -22,7 +22,7 @@ def dummy_inputs(model: nn.Module, *, batch_size: int = 1, length: int = 8) -> I
             Tokens of a text.
 
     Yields:
-        `dict[str, torch.Tensor]`: Keyword arguments for a forward pass.
+        `dict[str, Any]`: Keyword arguments for a forward pass.
     """
     config = getattr(model, "config", None)
     accepted = inspect.signature(model.forward).parameters
@@ -43,6 +43,10 @@ def dummy_inputs(model: nn.Module, *, batch_size: int = 1, length: int = 8) -> I
         if "input_ids" in inputs and "attention_mask" in accepted:
             inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
         yield inputs
+    if not names and "input" in accepted:
+        # Sentence Transformers takes its features in one dictionary.
+        tokens = _tokens(config, batch_size, length).to(device)
+        yield {"input": {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}}
 
 
 def _setting(config: Any, *names: str, default: Any) -> Any:
