@@ -8,9 +8,10 @@ from torch import nn
 from transformers import Seq2SeqTrainer, Trainer
 
 from hf_transfer_plugin.callbacks import FreezingCallback
+from hf_transfer_plugin.callbacks.freezing import fitting_groups
 from hf_transfer_plugin.freezing import FreezingPolicy, ever_learning_names, set_trainable
 from hf_transfer_plugin.layers import LayerGroups, discover_layer_groups
-from hf_transfer_plugin.learning_rates import build_optimizer
+from hf_transfer_plugin.learning_rates import build_optimizer, tensors_of
 from hf_transfer_plugin.losses import LossTerm
 
 _NO_CLOSED_FORM = ("reduce_lr_on_plateau", "greedy")
@@ -19,15 +20,39 @@ _NO_CLOSED_FORM = ("reduce_lr_on_plateau", "greedy")
 class _Attachment(FreezingCallback):
     """The freezing callback of an attached Trainer, which may also reset the Trainer for a second run."""
 
+    _why_missing = (
+        "`attach` did not make it. Call `super().create_optimizer()` in your own `create_optimizer`, hand it every "
+        "parameter of the model, or freeze for good what it leaves out."
+    )
+    made_optimizer = False
+
     def __init__(self, trainer: Trainer, schedule: Any, learning_rates: Any, groups: LayerGroups) -> None:
         super().__init__(schedule, groups=groups, learning_rates=learning_rates)
         self._trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Refuses what came after `attach`: a second freezing callback, rates without the optimizer they stand in."""
+        callbacks = self._trainer.callback_handler.callbacks
+        if any(isinstance(other, FreezingCallback) and other is not self for other in callbacks):
+            raise ValueError(
+                "Two freezing callbacks would undo each other at every step, but a `FreezingCallback` was added to a "
+                "Trainer that `attach` had given a schedule. Keep one of them."
+            )
+        if self.learning_rates is not None and not self.made_optimizer:
+            raise ValueError(
+                "`learning_rates` stand in the optimizer that `attach` makes, with a group for each layer, but "
+                f"{type(self._trainer).__name__} trains with another. Call `super().create_optimizer()` in your own "
+                "`create_optimizer`, or choose the class and its settings in `get_optimizer_cls_and_kwargs` instead; "
+                "or leave out `learning_rates`."
+            )
+        super().on_train_begin(args, state, control, **kwargs)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Leaves model and Trainer ready for a second `train()`, with optimizer, scheduler and wrapper made anew."""
         super().on_train_end(args, state, control, **kwargs)
         trainer = self._trainer
         trainer.optimizer = trainer.lr_scheduler = None
+        self.made_optimizer = False
         if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
             trainer.model_wrapped = trainer.model
 
@@ -76,6 +101,11 @@ def attach(
     changing = schedule is not None and not hasattr(schedule, "choose")
     _refuse(trainer, changing, learning_rates, terms)
     model = trainer.model
+    if schedule is not None and (hasattr(model, "peft_config") or getattr(model, "_hf_peft_config_loaded", False)):
+        raise ValueError(
+            "A schedule over layers would thaw the base weights beneath this model's adapters. Leave out `schedule`: "
+            "the adapters are trained as PEFT made them, and `learning_rates` may be given."
+        )
     chosen = schedule if schedule is not None else _as_found(model)
     if groups is None:
         groups = discover_layer_groups(model)
@@ -85,9 +115,10 @@ def attach(
         groups.require_head(chosen.name)
     # At wrap time every parameter that will ever learn must be trainable, or DDP never synchronises it.
     set_trainable(model, ever_learning_names(chosen, model, groups))
-    trainer.optimizer_cls_and_kwargs = _optimizer_factory(trainer, chosen, learning_rates, groups)
+    attachment = _Attachment(trainer, chosen, learning_rates, groups)
+    trainer.optimizer_cls_and_kwargs = _optimizer_factory(trainer, attachment)
     # First in line, so that the loggers behind it see what it adds to the logs.
-    trainer.callback_handler.callbacks.insert(0, _Attachment(trainer, chosen, learning_rates, groups))
+    trainer.callback_handler.callbacks.insert(0, attachment)
     if terms:
         trainer.terms = tuple(terms)
         for term in terms:
@@ -108,13 +139,17 @@ def _first_batch(trainer: Trainer) -> dict[str, Any] | None:
     return {name: value for name, value in batch.items() if name != "labels"}
 
 
-def _optimizer_factory(trainer: Trainer, schedule: Any, learning_rates: Any, groups: LayerGroups) -> tuple[Any, dict]:
+def _optimizer_factory(trainer: Trainer, attachment: _Attachment) -> tuple[Any, dict]:
     """What Trainer calls with the live model: after `model_init` too, and before the model is wrapped."""
+    typed = trainer.optimizer_cls_and_kwargs
 
     def make(model: nn.Module, **unused: Any) -> torch.optim.Optimizer:
-        optimizer_class, arguments = Trainer.get_optimizer_cls_and_kwargs(trainer.args, model)
-        learning = ever_learning_names(schedule, model, groups)
+        groups = attachment.groups = fitting_groups(attachment.groups, model)
+        learning = ever_learning_names(attachment.schedule, model, groups)
         set_trainable(model, learning)
+        # Again and not at attach alone: a trial of a search may have chosen another `optim` or rate.
+        optimizer_class, arguments, given = _refuse_optimizer(trainer, model, attachment.learning_rates, typed)
+        attachment.made_optimizer = True
         return build_optimizer(
             optimizer_class,
             arguments,
@@ -123,7 +158,8 @@ def _optimizer_factory(trainer: Trainer, schedule: Any, learning_rates: Any, gro
             learning=learning,
             decayed=set(trainer.get_decay_parameter_names(model)),
             weight_decay=trainer.args.weight_decay,
-            learning_rates=learning_rates,
+            learning_rates=attachment.learning_rates,
+            given=given,
         )
 
     return (lambda: make), {}
@@ -143,7 +179,7 @@ def _refuse(trainer: Trainer, changing: bool, learning_rates: Any, terms: Sequen
             f"`terms` are added in `compute_loss`, which {type(trainer).__name__} does not do. "
             "Use `TransferTrainer`, or put `TransferMixin` in front of your own Trainer."
         )
-    _refuse_optimizer(trainer)
+    _refuse_optimizer(trainer, trainer.model, learning_rates, trainer.optimizer_cls_and_kwargs)
     kind = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
     if learning_rates is not None and learning_rates.changes_with_step and kind in _NO_CLOSED_FORM:
         raise ValueError(
@@ -158,15 +194,37 @@ def _refuse(trainer: Trainer, changing: bool, learning_rates: Any, terms: Sequen
         _refuse_changing(trainer)
 
 
-def _refuse_optimizer(trainer: Trainer) -> None:
-    optimizer_class, arguments = Trainer.get_optimizer_cls_and_kwargs(trainer.args, trainer.model)
-    whole_model = sorted({"params", "model", "optimizer_dict"} & set(arguments))
+def _refuse_optimizer(
+    trainer: Trainer, model: nn.Module, learning_rates: Any, typed: tuple[Any, dict[str, Any]] | None
+) -> tuple[type[torch.optim.Optimizer], dict[str, Any], list[dict[str, Any]] | None]:
+    """Class, arguments and, where a Trainer makes them itself, parameter groups; refuses what has no layers."""
+    optimizer_class, arguments = typed or Trainer.get_optimizer_cls_and_kwargs(trainer.args, model)
+    wholes = {"params", "model", "optimizer_dict"}
     is_class = isinstance(optimizer_class, type) and issubclass(optimizer_class, torch.optim.Optimizer)
-    if whole_model or not is_class or "bitsandbytes" in optimizer_class.__module__:
+    if wholes & set(arguments) or not is_class or "bitsandbytes" in optimizer_class.__module__:
+        what = "`optimizer_cls_and_kwargs`" if typed else f"`optim={str(trainer.args.optim)!r}`"
         raise ValueError(
-            f"`optim={str(trainer.args.optim)!r}` brings parameter groups of its own, which `attach` cannot divide by "
+            f"{what} brings parameter groups of its own, which `attach` cannot divide by "
             "layer. Use `adamw_torch_fused`, `adamw_torch`, `adafactor` or `sgd`."
         )
+    if typed is None:
+        optimizer_class, arguments = trainer.get_optimizer_cls_and_kwargs(trainer.args, model)
+    arguments = dict(arguments)
+    given = arguments.pop("optimizer_dict", arguments.pop("params", None))
+    source = f"`{type(trainer).__name__}.get_optimizer_cls_and_kwargs`"
+    if "lr" not in arguments or "model" in arguments or not isinstance(given, list | None):
+        raise ValueError(
+            f"`attach` divides an optimizer by layer, which takes a class, an `lr` and at most a list of parameter "
+            f"groups, but {source if typed is None else '`optimizer_cls_and_kwargs`'} gave {sorted(arguments)}."
+        )
+    inside = {id(parameter) for parameter in model.parameters()}
+    rated = [g["lr"] for g in given or () if "lr" in g and any(id(p) in inside for p in tensors_of(g))]
+    if learning_rates is not None and any(rate != arguments["lr"] for rate in rated):
+        raise ValueError(
+            f"Two sources give the rates of the model's layers: `learning_rates`, and {source} (in Sentence "
+            "Transformers: `learning_rate_mapping`). Leave out one of them."
+        )
+    return optimizer_class, arguments, given
 
 
 def _refuse_changing(trainer: Trainer) -> None:

@@ -74,6 +74,11 @@ class FreezingCallback(TrainerCallback):
     ```
     """
 
+    _why_missing = (
+        "they were frozen when Trainer made it and would never train. Do not freeze the model yourself before "
+        "training, or use `attach(trainer, schedule=...)`."
+    )
+
     def __init__(self, schedule: Any, *, groups: LayerGroups | None = None, learning_rates: Any = None) -> None:
         self.schedule, self.groups, self.learning_rates = schedule, groups, learning_rates
         self.phases: list[dict[str, Any]] = []
@@ -86,15 +91,15 @@ class FreezingCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Checks that the parts fit, solves the head of LP-FT, and freezes."""
-        model, optimizer = kwargs["model"], kwargs["optimizer"]
-        given = self.groups
-        groups = given if given is not None and _covers(given, model) else discover_layer_groups(model)
-        self.groups = groups
+        args, model = _of_the_trainer(args, kwargs)
+        optimizer = kwargs["optimizer"]
+        groups = self.groups = fitting_groups(self.groups, model)
         self._check(args, model, groups, optimizer, kwargs["lr_scheduler"])
-        if self._still is not None:
+        if self._still is None:
+            self._found = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        else:  # The run before broke off: the model is still as that run froze it.
             self._still.release()
         self._still = FrozenModules(model)
-        self._found = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         self._rate_groups = groups_of(optimizer, model, groups)
         if isinstance(self.schedule, LinearProbeThenFineTune) and state.global_step == 0:
             solve_output_layer(model, groups, kwargs["train_dataloader"], self.schedule)
@@ -108,7 +113,8 @@ class FreezingCallback(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Freezes and thaws where the schedule says so, and sets the rates of the step."""
-        model, optimizer = kwargs["model"], kwargs["optimizer"]
+        args, model = _of_the_trainer(args, kwargs)
+        optimizer = kwargs["optimizer"]
         learning = self._learning_at(progress_of(args, state), model)
         if learning != self._learning:
             self._apply(learning, state, model)
@@ -136,7 +142,8 @@ class FreezingCallback(TrainerCallback):
         """Leaves the model as it was found: hooks removed, the same parameters trainable."""
         if self._still is not None:
             self._still.release()
-            set_trainable(kwargs["model"], self._found)
+            self._still = None
+            set_trainable(_of_the_trainer(args, kwargs)[1], self._found)
 
     def _check(self, args: Any, model: nn.Module, groups: LayerGroups, optimizer: Any, scheduler: Any) -> None:
         if getattr(self.schedule, "needs_head", False):
@@ -159,8 +166,7 @@ class FreezingCallback(TrainerCallback):
         if missing:
             raise RuntimeError(
                 f"The optimizer must hold every parameter that will ever learn, but lacks {len(missing)}, e.g. "
-                f"{missing[0]!r}: they were frozen when Trainer made it and would never train. Do not freeze the "
-                "model yourself before training, or use `attach(trainer, schedule=...)`."
+                f"{missing[0]!r}: {self._why_missing}"
             )
 
     def _replay(self, args: Any, state: Any, model: nn.Module) -> None:
@@ -201,8 +207,27 @@ class FreezingCallback(TrainerCallback):
         )
 
 
-def _covers(groups: LayerGroups, model: nn.Module) -> bool:
-    return {n for group in groups for n in group.parameters} == {n for n, _ in model.named_parameters()}
+def fitting_groups(groups: LayerGroups | None, model: nn.Module) -> LayerGroups:
+    """
+    Args:
+        groups (`LayerGroups`, *optional*):
+            Layer groups of this model, or of the one before it that `model_init` made.
+        model (`nn.Module`):
+            The model.
+
+    Returns:
+        `LayerGroups`: Those given where they hold the model's parameters by name; else found anew.
+    """
+    if groups is None:
+        return discover_layer_groups(model)
+    if {n for group in groups for n in group.parameters} == {n for n, _ in model.named_parameters()}:
+        return groups
+    return discover_layer_groups(model, groups.names if groups.rule.startswith("patterns") else None)
+
+
+def _of_the_trainer(args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    """Arguments and model; SetFit hands its own to callbacks, and those of the Trainer inside it as `st_...`."""
+    return kwargs.get("st_args", args), kwargs.get("st_model", kwargs["model"])
 
 
 def _non_reentrant(args: Any) -> bool:
