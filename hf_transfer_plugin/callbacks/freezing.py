@@ -91,8 +91,7 @@ class FreezingCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Checks that the parts fit, solves the head of LP-FT, and freezes."""
-        args, model = _of_the_trainer(args, kwargs)
-        optimizer = kwargs["optimizer"]
+        model, optimizer = _trained_model(kwargs), kwargs["optimizer"]
         groups = self.groups = fitting_groups(self.groups, model)
         self._check(args, model, groups, optimizer, kwargs["lr_scheduler"])
         if self._still is None:
@@ -113,8 +112,7 @@ class FreezingCallback(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Freezes and thaws where the schedule says so, and sets the rates of the step."""
-        args, model = _of_the_trainer(args, kwargs)
-        optimizer = kwargs["optimizer"]
+        model, optimizer = _trained_model(kwargs), kwargs["optimizer"]
         learning = self._learning_at(progress_of(args, state), model)
         if learning != self._learning:
             self._apply(learning, state, model)
@@ -143,7 +141,7 @@ class FreezingCallback(TrainerCallback):
         if self._still is not None:
             self._still.release()
             self._still = None
-            set_trainable(_of_the_trainer(args, kwargs)[1], self._found)
+            set_trainable(_trained_model(kwargs), self._found)
 
     def _check(self, args: Any, model: nn.Module, groups: LayerGroups, optimizer: Any, scheduler: Any) -> None:
         if getattr(self.schedule, "needs_head", False):
@@ -225,9 +223,9 @@ def fitting_groups(groups: LayerGroups | None, model: nn.Module) -> LayerGroups:
     return discover_layer_groups(model, groups.names if groups.rule.startswith("patterns") else None)
 
 
-def _of_the_trainer(args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any]:
-    """Arguments and model; SetFit hands its own to callbacks, and those of the Trainer inside it as `st_...`."""
-    return kwargs.get("st_args", args), kwargs.get("st_model", kwargs["model"])
+def _trained_model(kwargs: dict[str, Any]) -> Any:
+    """The model; SetFit hands its own object to callbacks as `model`, and the network inside it as `st_model`."""
+    return kwargs.get("st_model", kwargs["model"])
 
 
 def _non_reentrant(args: Any) -> bool:
