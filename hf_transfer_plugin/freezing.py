@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_transfer_plugin.layers import LayerGroups, check_patterns
+from hf_transfer_plugin.layers import LayerGroups, check_patterns, parameters_by_name, unwrapped_name
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def freeze_pattern(patterns: str | Sequence[str]) -> FreezingPolicy:
     check_patterns(listed)
 
     def choose(model: nn.Module, groups: LayerGroups) -> list[str]:
-        names = [name for name, _ in model.named_parameters()]
+        names = list(parameters_by_name(model))
         idle = [pattern for pattern in listed if not any(re.search(pattern, name) for name in names)]
         if idle:
             raise ValueError(
@@ -167,7 +167,7 @@ def norm_only() -> FreezingPolicy:
     def choose(model: nn.Module, groups: LayerGroups) -> list[str]:
         head = groups[-1].parameters if groups.has_head else ()
         norms = {
-            f"{path}.{name}" if path else name
+            unwrapped_name(f"{path}.{name}" if path else name)
             for path, module in model.named_modules()
             if "norm" in type(module).__name__.lower()
             for name, _ in module.named_parameters(recurse=False)
@@ -245,7 +245,7 @@ def set_trainable(model: nn.Module, names: Iterable[str]) -> int:
         ValueError: If a name does not exist, or a named parameter is not of floating point (quantised weights).
     """
     wanted = set(names)
-    parameters = dict(model.named_parameters())
+    parameters = parameters_by_name(model)
     unknown = sorted(wanted - parameters.keys())
     if unknown:
         raise ValueError(
@@ -313,7 +313,7 @@ def still_modules(model: nn.Module, learning: frozenset[str]) -> list[nn.Module]
     Returns:
         `list[nn.Module]`: No module in the list lies inside another.
     """
-    owners = {id(p): name for name, p in model.named_parameters()}
+    owners = {id(p): name for name, p in parameters_by_name(model).items()}
     chosen: list[nn.Module] = []
 
     def visit(module: nn.Module, frozen_before: bool) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from hf_transfer_plugin.layers import LayerGroups
+from hf_transfer_plugin.layers import LayerGroups, parameters_by_name
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ def build_optimizer(
     Returns:
         `torch.optim.Optimizer`: The optimizer; its state keeps the names of the parameters.
     """
-    parameters = dict(model.named_parameters())
+    parameters = parameters_by_name(model)
     place = {id(parameters[n]): (i, n) for i, group in enumerate(groups) for n in group.parameters}
     if given is None:
         given = [
@@ -293,7 +293,7 @@ def groups_of(optimizer: Any, model: nn.Module, groups: LayerGroups) -> list[str
         stands outside the model, such as a loss's own parameters, counts as `"head"`.
     """
     owner = {name: group.name for group in groups for name in group.parameters}
-    by_id = {id(parameter): owner[name] for name, parameter in model.named_parameters()}
+    by_id = {id(parameter): owner[name] for name, parameter in parameters_by_name(model).items()}
     found = [{by_id.get(id(p), "head") for p in group["params"]} for group in optimizer.param_groups]
     return [next(iter(names)) if len(names) == 1 else None for names in found]
 

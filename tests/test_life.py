@@ -92,7 +92,8 @@ def test_groups_are_found_anew_where_a_trial_makes_a_deeper_model(make_trainer):
             groups=given,
         )
         assert moved(runs.runs[0][0], runs.runs[0][-1]) == HEAD
-        assert len(trainer.callback_handler.callbacks[0].groups) == (4 if given is None else 3)
+        freezing = next(c for c in trainer.callback_handler.callbacks if isinstance(c, FreezingCallback))
+        assert len(freezing.groups) == (4 if given is None else 3)
 
 
 def test_a_trial_that_chooses_an_optimizer_without_layers_is_refused(make_trainer, monkeypatch):

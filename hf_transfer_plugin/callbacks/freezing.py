@@ -7,7 +7,9 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback
 
+from hf_transfer_plugin.callbacks.agreement import RankAgreement, check_ddp
 from hf_transfer_plugin.callbacks.head import solve_output_layer
+from hf_transfer_plugin.callbacks.resuming import STATE_KEY, remember_run
 from hf_transfer_plugin.freezing import (
     FreezingPolicy,
     FrozenModules,
@@ -15,7 +17,7 @@ from hf_transfer_plugin.freezing import (
     learning_names,
     set_trainable,
 )
-from hf_transfer_plugin.layers import LayerGroups, discover_layer_groups
+from hf_transfer_plugin.layers import LayerGroups, discover_layer_groups, parameters_by_name
 from hf_transfer_plugin.learning_rates import groups_of
 from hf_transfer_plugin.schedules import LinearProbeThenFineTune, Progress
 
@@ -87,6 +89,7 @@ class FreezingCallback(TrainerCallback):
         self._learning: frozenset[str] = frozenset()
         self._thawed_at: dict[str, int] = {}
         self._rates: list[float] = []
+        self._agreement: RankAgreement | None = None
         self._fixed: frozenset[str] | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -95,7 +98,7 @@ class FreezingCallback(TrainerCallback):
         groups = self.groups = fitting_groups(self.groups, model)
         self._check(args, model, groups, optimizer, kwargs["lr_scheduler"])
         if self._still is None:
-            self._found = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+            self._found = [n for n, parameter in parameters_by_name(model).items() if parameter.requires_grad]
         else:  # The run before broke off: the model is still as that run froze it.
             self._still.release()
         self._still = FrozenModules(model)
@@ -104,6 +107,13 @@ class FreezingCallback(TrainerCallback):
             solve_output_layer(model, groups, kwargs["train_dataloader"], self.schedule)
         fixed = isinstance(self.schedule, FreezingPolicy)
         self._fixed = self.schedule(model, groups) if fixed else None
+        facts = {
+            "schedule": self.schedule.to_dict(),
+            "choice of learning rates": None if self.learning_rates is None else self.learning_rates.to_dict(),
+            "list of layer groups": [group.name for group in groups],
+        }
+        remember_run(state, facts)
+        self._agreement = RankAgreement(model, groups)
         self._replay(args, state, model)
         # Without this hook frozen blocks at the bottom are neither differentiated nor recomputed.
         if args.activation_checkpointing and _non_reentrant(args) and hasattr(model, "disable_input_require_grads"):
@@ -122,6 +132,18 @@ class FreezingCallback(TrainerCallback):
                 since = self._thawed_at.get(name or "", 0)
                 group["lr"] = value * self.learning_rates.factor(state.global_step, since, state.max_steps)
         self._rates = [float(group["lr"]) for group in optimizer.param_groups]
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Compares all weights between the processes before they are saved."""
+        if control.should_save and self._agreement is not None:
+            self._agreement.check_all(state.global_step)
+
+    on_epoch_end = on_step_end
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Compares them behind a save that was not announced (`save_strategy="best"`)."""
+        if self._agreement is not None:
+            self._agreement.check_all(state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Adds the number of trainable parameters and the rate of each learning group, where the loss is logged."""
@@ -158,8 +180,10 @@ class FreezingCallback(TrainerCallback):
                 f"constant ...), but got {type(scheduler).__name__}. Use `warmup_steps=0` or another "
                 "`lr_scheduler_type`."
             )
+        if not isinstance(self.schedule, FreezingPolicy):
+            check_ddp(args)
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        named = dict(model.named_parameters())
+        named = parameters_by_name(model)
         missing = sorted(n for n in ever_learning_names(self.schedule, model, groups) if id(named[n]) not in held)
         if missing:
             raise RuntimeError(
@@ -177,6 +201,8 @@ class FreezingCallback(TrainerCallback):
             learning = self._learning_at(progress_of(args, state, step), model)
             if learning != self._learning:
                 self._note(learning, step, model)
+        if self.phases:
+            remember_run(state, {"last phase": self.phases[-1]["groups"]})
 
     def _learning_at(self, progress: Progress, model: nn.Module) -> frozenset[str]:
         assert self.groups is not None
@@ -188,7 +214,7 @@ class FreezingCallback(TrainerCallback):
         before = self.phases[-1]["groups"] if self.phases else []
         self._thawed_at.update({name: step for name in names if name not in before})
         self._learning = learning
-        count = sum(p.numel() for n, p in model.named_parameters() if n in learning)
+        count = sum(p.numel() for n, p in parameters_by_name(model).items() if n in learning)
         self.phases.append({"step": step, "groups": names, "trainable_parameters": count})
 
     def _apply(self, learning: frozenset[str], state: Any, model: nn.Module) -> None:
@@ -197,6 +223,9 @@ class FreezingCallback(TrainerCallback):
         self._still.update(learning)
         if learning != self._learning:
             self._note(learning, state.global_step, model)
+            state.stateful_callbacks[STATE_KEY]["last phase"] = self.phases[-1]["groups"]
+        assert self._agreement is not None
+        self._agreement.check_sample(learning, state.global_step)
         logger.info(
             "Step %d: %s learn (%s parameters).",
             state.global_step,
@@ -218,7 +247,7 @@ def fitting_groups(groups: LayerGroups | None, model: nn.Module) -> LayerGroups:
     """
     if groups is None:
         return discover_layer_groups(model)
-    if {n for group in groups for n in group.parameters} == {n for n, _ in model.named_parameters()}:
+    if {n for group in groups for n in group.parameters} == set(parameters_by_name(model)):
         return groups
     return discover_layer_groups(model, groups.names if groups.rule.startswith("patterns") else None)
 

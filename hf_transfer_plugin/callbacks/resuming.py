@@ -1,0 +1,222 @@
+"""Resuming: only from a whole checkpoint, and only the run that wrote it."""
+
+import json
+import logging
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+logger = logging.getLogger(__name__)
+STATE_KEY = "hf_transfer_plugin"
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin", "adapter_model.safetensors", "adapter_model.bin")
+_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_SHARDED = ("pytorch_model_fsdp*", "*/adapter_model.*", "global_step*")
+
+
+def missing_parts(checkpoint: Path, *, only_model: bool = False, processes: int = 1) -> list[str]:
+    """
+    What a checkpoint lacks. Trainer writes its folder in place, `trainer_state.json` last, and goes on in silence
+    where the optimizer's state is missing.
+
+    Args:
+        checkpoint (`Path`):
+            Folder of the checkpoint.
+        only_model (`bool`, *optional*, defaults to `False`):
+            Whether the run saves nothing but the model (`save_only_model`).
+        processes (`int`, *optional*, defaults to 1):
+            Processes of the run, each with a random state of its own.
+
+    Returns:
+        `list[str]`: Names of missing or cut files; empty for a whole checkpoint.
+    """
+    missing = [] if _readable(checkpoint / "trainer_state.json", "global_step") else ["trainer_state.json"]
+    missing += _missing_weights(checkpoint)
+    if only_model:
+        return missing
+    sharded = any(checkpoint.glob("optimizer_*")) or any(checkpoint.glob("global_step*"))
+    if not sharded and not _whole(checkpoint / "optimizer.pt"):
+        missing.append("optimizer.pt")
+    if not any(checkpoint.glob("global_step*")) and not _whole(checkpoint / "scheduler.pt"):
+        missing.append("scheduler.pt")
+    return missing + _missing_random_states(checkpoint, processes)
+
+
+def _missing_weights(checkpoint: Path) -> list[str]:
+    for name in _INDEXES:
+        if (checkpoint / name).is_file():
+            if not _readable(checkpoint / name, "weight_map"):
+                return [name]
+            shards = sorted(set(json.loads((checkpoint / name).read_text(encoding="utf-8"))["weight_map"].values()))
+            return [shard for shard in shards if not _whole(checkpoint / shard)]
+    found = [name for name in _WEIGHTS if (checkpoint / name).is_file()]
+    if found:
+        return [name for name in found if not _whole(checkpoint / name)]
+    return [] if any(any(checkpoint.glob(pattern)) for pattern in _SHARDED) else ["model.safetensors"]
+
+
+def _missing_random_states(checkpoint: Path, processes: int) -> list[str]:
+    found = {path.name for path in checkpoint.glob("rng_state*.pth") if _whole(path)}
+    if processes == 1 or "rng_state.pth" in found:
+        return [] if found else ["rng_state.pth"]
+    return [name for name in (f"rng_state_{i}.pth" for i in range(processes)) if name not in found]
+
+
+def _readable(file: Path, key: str) -> bool:
+    try:
+        return key in json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+
+
+def _whole(file: Path) -> bool:
+    """Whether a file of tensors has its end: torch's is a zip archive, safetensors tells its length in front."""
+    if not file.is_file():
+        return False
+    if file.suffix != ".safetensors":
+        return zipfile.is_zipfile(file)
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if not 0 < length < file.stat().st_size:
+            return False
+        header = stream.read(length)
+    try:
+        ends = [entry["data_offsets"][1] for name, entry in json.loads(header).items() if name != "__metadata__"]
+    except ValueError:
+        return False
+    return file.stat().st_size == 8 + length + max(ends, default=0)
+
+
+def set_aside_incomplete(args: Any) -> list[Path]:
+    """
+    Renames half-written checkpoints of the output folder to `incomplete-checkpoint-*`, so that
+    `resume_from_checkpoint=True` finds the last whole one. The first process does it, the others wait.
+
+    Args:
+        args (`TrainingArguments`):
+            The arguments of the run.
+
+    Returns:
+        `list[Path]`: The new names, on the process that renamed.
+    """
+    renamed = []
+    if args.process_index == 0:
+        for folder in sorted(Path(args.output_dir).glob("checkpoint-*")):
+            if not folder.is_dir() or not folder.name.removeprefix("checkpoint-").isdigit():
+                continue
+            missing = missing_parts(folder, only_model=args.save_only_model, processes=args.world_size)
+            if missing:
+                renamed.append(_set_aside(folder))
+                logger.warning(
+                    "%s is incomplete (%s) and was renamed to %s.", folder, ", ".join(missing), renamed[-1].name
+                )
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+    return renamed
+
+
+def _set_aside(folder: Path) -> Path:
+    target, number = folder.with_name(f"incomplete-{folder.name}"), 1
+    while target.exists():
+        number += 1
+        target = folder.with_name(f"incomplete-{folder.name}.{number}")
+    return folder.rename(target)
+
+
+def check_checkpoint(args: Any, resume_from: Any) -> None:
+    """
+    Refuses to resume where it would go wrong.
+
+    Args:
+        args (`TrainingArguments`):
+            The arguments of the run.
+        resume_from (`str`, `bool` or `None`):
+            As in `Trainer.train`.
+
+    Raises:
+        ValueError: If the named checkpoint is incomplete, or there is none.
+    """
+    if resume_from is True:
+        set_aside_incomplete(args)
+        if not any(Path(args.output_dir).glob("checkpoint-*")):
+            raise ValueError(
+                f"There is no whole checkpoint in {args.output_dir!r} to resume from. "
+                "Leave `resume_from_checkpoint` out to start anew."
+            )
+    elif resume_from:
+        missing = missing_parts(Path(resume_from), only_model=args.save_only_model, processes=args.world_size)
+        if missing:
+            raise ValueError(
+                f"A run resumes from a whole checkpoint only, but {str(resume_from)!r} lacks {', '.join(missing)}. "
+                "Name an earlier one, or pass `resume_from_checkpoint=True` for the last whole one."
+            )
+
+
+def refuse_other_parameters(optimizer: Any, saved: Mapping[str, Any]) -> None:
+    """
+    Pre-hook of `optimizer.load_state_dict`: torch matches by position, so that moments of other parameters of the
+    same shapes would be loaded in silence.
+
+    Args:
+        optimizer (`torch.optim.Optimizer`):
+            The optimizer of this run, with named parameters.
+        saved (`Mapping`):
+            The state to load.
+
+    Raises:
+        ValueError: If the state is of other parameters or other groups; it names the first difference.
+    """
+    now = [list(group.get("param_names", ())) for group in optimizer.param_groups]
+    before = [list(group.get("param_names", ())) for group in saved["param_groups"]]
+    if now == before:
+        return
+    here, there = ({name for group in groups for name in group} for groups in (now, before))
+    if not there:
+        what = "the checkpoint was written by a Trainer without `attach`"
+    elif there - here:
+        what = f"{min(there - here)!r} learned then and does not now{_more(there - here)}"
+    elif here - there:
+        what = f"{min(here - there)!r} learns now and did not then{_more(here - there)}"
+    else:
+        moved = next(name for a, b in zip(now, before, strict=False) if a != b for name in a + b)
+        what = f"{moved!r} was in another layer group or place then"
+    raise ValueError(
+        f"A run must be resumed with the model, schedule and layer groups that it began with, but {what}. Use the "
+        "same ones, or start anew in another `output_dir`."
+    )
+
+
+def _more(names: set[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+
+
+def remember_run(state: Any, facts: Mapping[str, Any]) -> None:
+    """
+    Writes into the state, and so into every checkpoint, what must not change on resume; refuses if it has changed.
+
+    Args:
+        state (`TrainerState`):
+            Trainer's state, new or of the checkpoint.
+        facts (`Mapping[str, Any]`):
+            JSON values by name: schedule, learning rates, layer groups, and the groups of the last phase.
+
+    Raises:
+        ValueError: If the checkpoint has another value; it names the first that differs.
+    """
+    now = json.loads(json.dumps(facts))
+    kept = state.stateful_callbacks.setdefault(STATE_KEY, {})
+    for key, value in now.items():
+        if state.global_step and key in kept and kept[key] != value:
+            raise ValueError(
+                f"A run must be resumed as it began, but the checkpoint has another {key}: {_short(kept[key])}, "
+                f"against {_short(value)} now. Use the same schedule, layer groups and number of steps, or start anew "
+                "in another `output_dir`."
+            )
+    kept.update(now)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True)
+    return text if len(text) <= 200 else f"{text[:197]}..."

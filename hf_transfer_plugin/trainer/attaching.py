@@ -1,0 +1,160 @@
+"""The hand on a Trainer: `attach` sets its optimizer and callbacks, and refuses what would go wrong in silence."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer
+from transformers.trainer_callback import DefaultFlowCallback
+
+from hf_transfer_plugin.callbacks import FreezingCallback
+from hf_transfer_plugin.callbacks.resuming import check_checkpoint, set_aside_incomplete
+from hf_transfer_plugin.freezing import FreezingPolicy, ever_learning_names, set_trainable
+from hf_transfer_plugin.layers import LayerGroups, discover_layer_groups
+from hf_transfer_plugin.losses import LossTerm
+from hf_transfer_plugin.trainer.loss_scale import mend_loss_scale, scale_matters
+from hf_transfer_plugin.trainer.optimizer import optimizer_factory
+from hf_transfer_plugin.trainer.refusals import refuse_combinations
+
+
+class _Attachment(FreezingCallback):
+    """The freezing callback of an attached Trainer, which may also reset the Trainer for a second run."""
+
+    _why_missing = (
+        "`attach` did not make it. Call `super().create_optimizer()` in your own `create_optimizer`, hand it every "
+        "parameter of the model, or freeze for good what it leaves out."
+    )
+    made_optimizer = False
+
+    def __init__(self, trainer: Trainer, schedule: Any, learning_rates: Any, groups: LayerGroups) -> None:
+        super().__init__(schedule, groups=groups, learning_rates=learning_rates)
+        self._trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Refuses what came after `attach`: a second freezing callback, rates without the optimizer they stand in."""
+        callbacks = self._trainer.callback_handler.callbacks
+        if any(isinstance(other, FreezingCallback) and other is not self for other in callbacks):
+            raise ValueError(
+                "Two freezing callbacks would undo each other at every step, but a `FreezingCallback` was added to a "
+                "Trainer that `attach` had given a schedule. Keep one of them."
+            )
+        if self.learning_rates is not None and not self.made_optimizer:
+            raise ValueError(
+                "`learning_rates` stand in the optimizer that `attach` makes, with a group for each layer, but "
+                f"{type(self._trainer).__name__} trains with another. Call `super().create_optimizer()` in your own "
+                "`create_optimizer`, or choose the class and its settings in `get_optimizer_cls_and_kwargs` instead; "
+                "or leave out `learning_rates`."
+            )
+        super().on_train_begin(args, state, control, **kwargs)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Leaves model and Trainer ready for a second `train()`, with optimizer, scheduler and wrapper made anew."""
+        super().on_train_end(args, state, control, **kwargs)
+        trainer = self._trainer
+        trainer.optimizer = trainer.lr_scheduler = None
+        self.made_optimizer = False
+        if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+            trainer.model_wrapped = trainer.model
+
+
+def attach(
+    trainer: Trainer,
+    *,
+    schedule: Any = None,
+    learning_rates: Any = None,
+    terms: Sequence[LossTerm] = (),
+    groups: LayerGroups | None = None,
+) -> LayerGroups:
+    """
+    Gives any Trainer freezing, an unfreezing schedule and layer-wise learning rates.
+
+    Every parameter that will ever learn is in the optimizer from the start, in groups of layer × weight decay; only
+    `requires_grad` changes, as a function of the step. Call it after the Trainer is made and before `train()`.
+
+    Args:
+        trainer (`Trainer`):
+            A Trainer or a subclass of it.
+        schedule (`FreezingPolicy` or `UnfreezingSchedule`, *optional*):
+            Which parameters learn when; those that are trainable now without it.
+        learning_rates (`LayerwiseDecay` or `SlantedTriangular`, *optional*):
+            Factors on `learning_rate` for each layer group.
+        terms (`Sequence[LossTerm]`, *optional*):
+            Terms added to the loss; the Trainer must then be a [`TransferTrainer`] or use [`TransferMixin`].
+        groups (`LayerGroups`, *optional*):
+            Layer groups; discovered where they are not given.
+
+    Returns:
+        `LayerGroups`: The layer groups in use.
+
+    Raises:
+        ValueError: If the Trainer, its arguments and the strategy do not go together.
+
+    Example:
+    ```python
+    >>> trainer = Trainer(model=model, args=args, train_dataset=data)
+    >>> groups = attach(trainer, schedule=GradualUnfreezing(), learning_rates=LayerwiseDecay(0.9))
+    >>> trainer.train()
+    ```
+    """
+    if schedule is None and learning_rates is None and not terms:
+        raise ValueError("Nothing to attach: pass `schedule=`, `learning_rates=` or `terms=`.")
+    refuse_combinations(trainer, schedule, learning_rates, terms)
+    model = trainer.model
+    chosen = schedule if schedule is not None else _as_found(model)
+    if groups is None:
+        groups = discover_layer_groups(model)
+        if not groups.verified:
+            groups = discover_layer_groups(model, inputs=_without_labels(_first_batch(trainer)))
+    if getattr(chosen, "needs_head", False):
+        groups.require_head(chosen.name)
+    # At wrap time every parameter that will ever learn must be trainable, or DDP never synchronises it.
+    set_trainable(model, ever_learning_names(chosen, model, groups))
+    attachment = _Attachment(trainer, chosen, learning_rates, groups)
+    trainer.optimizer_cls_and_kwargs = optimizer_factory(trainer, attachment)
+    # Behind Trainer's own, which says when to save; before all loggers, so that they see what is added to the logs.
+    callbacks = trainer.callback_handler.callbacks
+    callbacks.insert(
+        next((i + 1 for i, c in enumerate(callbacks) if isinstance(c, DefaultFlowCallback)), 0), attachment
+    )
+    if scale_matters(trainer):
+        trainer.rescales_loss = mend_loss_scale(
+            trainer, _first_batch(trainer), rescales=hasattr(trainer, "rescales_loss")
+        )
+    set_aside_incomplete(trainer.args)
+    _check_every_resume(trainer)
+    if terms:
+        trainer.terms = tuple(terms)
+        for term in terms:
+            term.prepare(model)
+    return groups
+
+
+def _as_found(model: nn.Module) -> FreezingPolicy:
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    return FreezingPolicy("as-found", {}, lambda model, groups: names)
+
+
+def _first_batch(trainer: Trainer) -> dict[str, Any] | None:
+    if trainer.train_dataset is None:
+        return None
+    with torch.random.fork_rng(devices=[]):
+        batch = next(iter(trainer.get_train_dataloader()))
+    return dict(batch)
+
+
+def _without_labels(batch: dict[str, Any] | None) -> dict[str, Any] | None:
+    return None if batch is None else {name: value for name, value in batch.items() if name != "labels"}
+
+
+def _check_every_resume(trainer: Trainer) -> None:
+    """Checkpoints are read before any callback is called, so the check stands in front of this Trainer's `train`."""
+    train = trainer.train
+
+    @functools.wraps(train)
+    def checked(resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        check_checkpoint(trainer.args, resume_from_checkpoint)
+        return train(resume_from_checkpoint, *args, **kwargs)
+
+    trainer.train = checked

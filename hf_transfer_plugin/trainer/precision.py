@@ -1,0 +1,53 @@
+"""Weights that learn are kept in 32 bits, those that never do stay as they were loaded."""
+
+import logging
+from collections.abc import Set as AbstractSet
+from typing import Any
+
+import torch
+from torch import nn
+
+logger = logging.getLogger(__name__)
+_HALVES = (torch.float16, torch.bfloat16)
+
+
+def keep_master_weights(model: nn.Module, learning: AbstractSet[str], args: Any) -> int:
+    """
+    Turns 16-bit weights that will ever learn into 32-bit ones, also of layers that thaw later, where autocast is on.
+    An update smaller than 2⁻⁸ of a bfloat16 weight would otherwise be lost, and `fp16` cannot scale 16-bit gradients.
+
+    Modules are turned as a whole, so that none mixes two precisions.
+
+    Args:
+        model (`nn.Module`):
+            The model.
+        learning (`Set[str]`):
+            Names of the parameters that will ever learn.
+        args (`TrainingArguments`):
+            The arguments; without `bf16` or `fp16` the model stays as it is, and a message says what that costs.
+
+    Returns:
+        `int`: Number of entries that were turned.
+    """
+    owners = [module for path, module in model.named_modules() if _learns_in_half(path, module, learning)]
+    if not owners:
+        return 0
+    if not (args.bf16 or args.fp16):
+        logger.warning(
+            "The weights are 16-bit and neither `bf16` nor `fp16` is set, so small updates are rounded away. Set "
+            "`bf16=True` to train 32-bit copies of the weights that learn under autocast."
+        )
+        return 0
+    turned = 0
+    for module in owners:
+        for parameter in module.parameters(recurse=False):
+            if parameter.dtype in _HALVES:
+                parameter.data = parameter.data.float()
+                turned += parameter.numel()
+    logger.info("%s weights that will learn are kept in 32 bits.", f"{turned:,}")
+    return turned
+
+
+def _learns_in_half(path: str, module: nn.Module, learning: AbstractSet[str]) -> bool:
+    own = module.named_parameters(prefix=path, recurse=False)
+    return any(name in learning and parameter.dtype in _HALVES for name, parameter in own)

@@ -1,0 +1,258 @@
+"""Started by torchrun with two processes on CPU; what they found goes to a file for each rank."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.tensor import DTensor
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments, set_seed
+from transformers.models.bert.modeling_bert import BertLayer
+from transformers.trainer_callback import PrinterCallback
+
+from hf_transfer_plugin import FreezingCallback, GradualUnfreezing, LayerwiseDecay, attach
+from hf_transfer_plugin.freezing import ever_learning_names, freeze_first, set_trainable
+from hf_transfer_plugin.layers import discover_layer_groups
+from hf_transfer_plugin.learning_rates import build_optimizer
+from hf_transfer_plugin.schedules import ChainThaw, LayerSampling, LinearProbeThenFineTune, PlateauUnfreezing
+from tests.conftest import bert, rows
+
+STEPS = 8
+STRATEGIES = {
+    "gradual": GradualUnfreezing(),
+    "chain": ChainThaw(),
+    "lp-ft": LinearProbeThenFineTune(frozen=1),
+    "plateau": PlateauUnfreezing(),
+    "sampling": LayerSampling(active=1, every=2),
+    "freeze-first": freeze_first(2),
+}
+CELLS = [
+    (name, optim, accumulation, checkpointing)
+    for name in STRATEGIES
+    for optim, accumulation, checkpointing in (
+        ("sgd", 1, False), ("sgd", 2, False), ("sgd", 1, True), ("sgd", 2, True), ("adamw_torch_fused", 2, True),
+    )
+]  # fmt: skip
+STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+class Weights(TrainerCallback):
+    """The sum over all weights' bits after every step."""
+
+    def __init__(self):
+        self.sums = []
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        bits = [int(p.detach().view(torch.int32).sum(dtype=torch.int64)) for p in model.parameters()]
+        self.sums.append([bits, sorted(n for n, p in model.named_parameters() if p.requires_grad)])
+
+
+def make_trainer(folder, *, cell=CELLS[0], batch=8, callbacks=(), model=None, **changes):
+    name, optim, accumulation, checkpointing = cell
+    set_seed(0)
+    arguments = {
+        "output_dir": str(folder),
+        "max_steps": STEPS,
+        "per_device_train_batch_size": batch,
+        "gradient_accumulation_steps": accumulation,
+        "activation_checkpointing": checkpointing,
+        "optim": optim,
+        "learning_rate": 1e-1 if optim == "sgd" else 1e-3,
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+    }
+    trainer = Trainer(
+        model=model or bert(**STILL),
+        args=TrainingArguments(**{**arguments, **changes}),
+        train_dataset=rows(),
+        eval_dataset=rows(8),
+        callbacks=list(callbacks),
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def attached(folder, cell=CELLS[0], rates=None, **kwargs):
+    trainer = make_trainer(folder, cell=cell, **kwargs)
+    attach(trainer, schedule=STRATEGIES[cell[0]], learning_rates=rates or LayerwiseDecay(0.8, warmup_steps=2))
+    return trainer
+
+
+def cells(out, rank):
+    found = {}
+    for cell in CELLS:
+        watch = Weights()
+        trainer = attached(out / "cell", cell, batch=4, callbacks=[watch])
+        trainer.train()
+        key = "-".join(map(str, cell))
+        found[key] = {"sums": watch.sums, "norms": [e["grad_norm"] for e in trainer.state.log_history if "loss" in e]}
+        if rank == 0:
+            save_file(trainer.model.state_dict(), str(out / f"{key}.safetensors"))
+    return found
+
+
+def message(call):
+    try:
+        call()
+    except (ValueError, RuntimeError) as error:
+        return str(error)
+    return "no error"
+
+
+def refusals(out, rank):
+    checkpointed = ("gradual", "sgd", 1, True)
+    reentrant = {"activation_checkpointing_kwargs": {"use_reentrant": True}}
+    alone = [FreezingCallback(GradualUnfreezing())]
+    return {
+        "static graph": message(lambda: attached(out / "r", ddp_static_graph=True)),
+        "unused": message(lambda: attached(out / "r", ddp_find_unused_parameters=False)),
+        "reentrant": message(lambda: attached(out / "r", checkpointed, **reentrant)),
+        "callback": message(lambda: make_trainer(out / "r", cell=checkpointed, callbacks=alone).train()),
+        "fixed policy": message(
+            lambda: attached(out / "r", ("freeze-first", "sgd", 1, True), ddp_find_unused_parameters=False).train()
+        ),
+    }
+
+
+class Spoil(TrainerCallback):
+    """Changes weights on one rank only."""
+
+    def __init__(self, rank, step, spoil):
+        self.rank, self.step, self.spoil = rank, step, spoil
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if self.rank == 1 and state.global_step == self.step:
+            with torch.no_grad():
+                self.spoil(model)
+
+
+def disagreements(out, rank):
+    def layer(model):
+        model.bert.encoder.layer[1].output.dense.weight.mul_(1.001)
+
+    def one_entry(model):
+        model.bert.embeddings.word_embeddings.weight.view(-1)[37] += 1e-3
+
+    def run(spoil, step, **changes):
+        trainer = attached(out / f"d-{step}", batch=4, callbacks=[Spoil(rank, step, spoil)], **changes)
+        return message(trainer.train)
+
+    def other_schedule():
+        STRATEGIES["other"] = GradualUnfreezing(until=0.0) if rank else GradualUnfreezing()
+        return message(attached(out / "o", ("other", "sgd", 1, False), batch=4).train)
+
+    return {
+        "at a thaw": run(layer, 2),
+        "before a save": run(one_entry, 5, save_strategy="steps", save_steps=6),
+        "not looked at": run(one_entry, 7),
+        "names": other_schedule(),
+    }
+
+
+def resume(out, rank):
+    """Whole run, and a run resumed from its third checkpoint after its fifth lost a file."""
+    folder = out / "resumed"
+    changes = {"save_strategy": "steps", "save_steps": 1, "batch": 4}
+    whole = attached(folder, **changes)
+    whole.train()
+    expected = {k: v.clone() for k, v in whole.model.state_dict().items()}
+    torch.distributed.barrier()
+    if rank == 0:
+        for step in range(4, STEPS + 1):
+            (folder / f"checkpoint-{step}" / "rng_state_1.pth").unlink()
+    torch.distributed.barrier()
+    again = attached(folder, **changes)
+    names = sorted(path.name for path in folder.iterdir())
+    again.train(resume_from_checkpoint=True)
+    same = all(torch.equal(v, expected[k]) for k, v in again.model.state_dict().items())
+    return {"same": same, "names": names}
+
+
+# FSDP without Trainer: accelerate ignores it on CPU
+
+
+def manual_run(strategy, shard, rank, world):
+    """Our callback and optimizer around a plain loop, on a model that may be sharded."""
+    set_seed(0)
+    model = bert(**STILL)
+    groups = discover_layer_groups(model)
+    learning = ever_learning_names(strategy, model, groups)
+    set_trainable(model, learning)
+    model = shard(model)
+    optimizer = build_optimizer(
+        torch.optim.SGD, {"lr": 0.1}, model, groups, learning=learning, decayed=set(), weight_decay=0.0
+    )
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    callback = FreezingCallback(strategy, groups=groups)
+    args = TrainingArguments("unused", use_cpu=True, report_to="none")
+    state = TrainerState(max_steps=STEPS, num_train_epochs=1)
+    around = {"model": model, "optimizer": optimizer, "lr_scheduler": scheduler, "train_dataloader": None}
+    callback.on_train_begin(args, state, None, **around)
+    data, share = rows(64), 8 // world
+    model.train()
+    for step in range(STEPS):
+        callback.on_step_begin(args, state, None, **around)
+        batch = data[step * 8 + rank * share : step * 8 + (rank + 1) * share]
+        model(**{name: torch.stack([row[name] for row in batch]) for name in batch[0]}).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        state.global_step += 1
+    return model
+
+
+def fsdp2(model):
+    for layer in model.bert.encoder.layer:
+        fully_shard(layer)
+    fully_shard(model)
+    assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
+    return model
+
+
+def fsdp1(model):
+    def is_block(module, recurse, **unused):
+        return recurse or isinstance(module, BertLayer)
+
+    return FullyShardedDataParallel(
+        model, use_orig_params=True, auto_wrap_policy=is_block, device_id=torch.device("cpu")
+    )
+
+
+def sharded(out, rank):
+    worst = {}
+    set_seed(0)
+    untouched = bert(**STILL).state_dict()
+    for name in ("gradual", "chain", "sampling", "freeze-first"):
+        expected = manual_run(STRATEGIES[name], lambda model: model, 0, 1).state_dict()
+        model = manual_run(STRATEGIES[name], fsdp2, rank, 2)
+        full = {k: v.full_tensor() for k, v in model.state_dict().items() if isinstance(v, DTensor)}
+        assert full.keys() == dict(model.named_parameters()).keys()
+        worst[f"fsdp2 {name}"] = max(float((full[k] - expected[k]).abs().max()) for k in full)
+        model = manual_run(STRATEGIES[name], fsdp1, rank, 2)
+        with FullyShardedDataParallel.summon_full_params(model):
+            found = {k: v.clone() for k, v in model.state_dict().items()}
+        worst[f"fsdp1 {name}"] = max(float((found[k] - expected[k]).abs().max()) for k in expected)
+        head = expected["classifier.weight"] - untouched["classifier.weight"]
+        assert float(head.abs().max()) > 1e-3
+    return worst
+
+
+def main():
+    out, name = Path(sys.argv[1]), sys.argv[2]
+    torch.set_num_threads(1)
+    args = TrainingArguments(str(out / "start"), use_cpu=True, report_to="none")
+    assert args.world_size == 2
+    found = globals()[name](out, args.process_index)
+    (out / f"{name}-{args.process_index}.json").write_text(json.dumps(found))
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Two processes under torchrun: they stay equal to each other, and to one process with the same batches."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.distributed_worker import CELLS, STEPS, STRATEGIES, attached
+
+ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.distributed
+
+
+@pytest.fixture(scope="module")
+def launch(tmp_path_factory):
+    """Runs one function of the worker on two processes; gives the folder and what each rank found."""
+
+    def run(name):
+        out = tmp_path_factory.mktemp(name)
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+        worker = [str(ROOT / "tests" / "distributed_worker.py"), str(out), name]
+        done = subprocess.run(
+            [*command, *worker],
+            env={**environment, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
+        return out, [json.loads((out / f"{name}-{rank}.json").read_text()) for rank in (0, 1)]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def cells(launch):
+    return launch("cells")
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: "-".join(map(str, cell)))
+def test_ranks_stay_equal_and_equal_one_process(cells, tmp_path, cell):
+    out, (first, second) = cells
+    key = "-".join(map(str, cell))
+    assert first[key]["sums"] == second[key]["sums"]
+    learned = {tuple(names) for _, names in first[key]["sums"]}
+    assert len(learned) == 1 if cell[0] in ("lp-ft", "freeze-first") else len(learned) > 1
+    trainer = attached(tmp_path / "one", cell, batch=8)
+    trainer.train()
+    found, tolerance = load_file(out / f"{key}.safetensors"), 1e-6 if cell[1] == "sgd" else 1e-4
+    for name, value in trainer.model.state_dict().items():
+        torch.testing.assert_close(found[name], value, atol=tolerance, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+    norms = [entry["grad_norm"] for entry in trainer.state.log_history if "loss" in entry]
+    assert first[key]["norms"] == pytest.approx(norms, rel=1e-4)
+
+
+def test_every_strategy_has_its_cells():
+    assert {cell[0] for cell in CELLS} == set(STRATEGIES)
+
+
+def test_what_cannot_go_right_is_refused(launch):
+    _, (first, second) = launch("refusals")
+    assert first == second
+    assert "`ddp_static_graph=True` forbids a changing schedule" in first["static graph"]
+    assert "needs `ddp_find_unused_parameters=True`" in first["unused"]
+    assert "needs non-reentrant checkpointing" in first["reentrant"]
+    assert "needs `ddp_find_unused_parameters=True`" in first["callback"]
+    assert first["fixed policy"] == "no error"
+
+
+def test_ranks_that_disagree_stop_the_run(launch):
+    _, (first, second) = launch("disagreements")
+    assert first == second
+    assert "After step 2 the processes no longer agree on the weights of 'layer.1'" in first["at a thaw"]
+    assert "After step 6 the processes no longer agree on the weights of 'embeddings'" in first["before a save"]
+    assert first["not looked at"] == "no error"
+    assert "After step 0 the processes no longer agree on which parameters learn" in first["names"]
+
+
+def test_two_processes_resume_bitwise_from_the_last_whole_checkpoint(launch):
+    _, found = launch("resume")
+    whole = [f"checkpoint-{step}" for step in (1, 2, 3)]
+    assert found == [{"same": True, "names": whole + [f"incomplete-checkpoint-{s}" for s in range(4, STEPS + 1)]}] * 2
+
+
+def test_sharded_models_equal_one_process(launch):
+    _, found = launch("sharded")
+    assert len(found[0]) == 8
+    for worst in found:
+        assert all(value <= 1e-6 for value in worst.values()), worst

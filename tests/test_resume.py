@@ -1,0 +1,375 @@
+"""A run that stopped and went on is, bit for bit, the run that never stopped."""
+
+import itertools
+import json
+import logging
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Trainer, TrainerCallback, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from hf_transfer_plugin import FreezingCallback, GradualUnfreezing, LayerwiseDecay, attach
+from hf_transfer_plugin.callbacks.resuming import missing_parts
+from hf_transfer_plugin.freezing import bitfit, freeze_first
+from hf_transfer_plugin.layers import discover_layer_groups
+from hf_transfer_plugin.schedules import ChainThaw, LayerSampling, LinearProbeThenFineTune, PlateauUnfreezing
+from tests.conftest import bert
+
+STEPS = 6
+FACTORS = {
+    "schedule": {
+        "gradual": GradualUnfreezing(),
+        "chain": ChainThaw(),
+        "lp-ft": LinearProbeThenFineTune(frozen=1),
+        "plateau": PlateauUnfreezing(),
+        "sampling": LayerSampling(active=1, every=2),
+    },
+    "optim": {name: name for name in ("adamw_torch_fused", "adamw_torch", "adafactor", "sgd")},
+    "accumulation": {"1": 1, "2": 2},
+    "precision": {"fp32": False, "bf16": True},
+    "checkpointing": {"off": False, "non-reentrant": True},
+}
+CELLS = list(itertools.product(*(values for values in FACTORS.values())))
+
+
+def pairwise(cells):
+    """Few cells in which every two values of different factors meet, each with a step to resume from."""
+    pairs = {cell: set(itertools.combinations(enumerate(cell), 2)) for cell in cells}
+    left, chosen = set().union(*pairs.values()), []
+    while left:
+        chosen.append(max(cells, key=lambda cell: len(pairs[cell] & left)))
+        left -= pairs[chosen[-1]]
+    return [(cell, 1 + i % (STEPS - 1)) for i, cell in enumerate(chosen)]
+
+
+class Setting:
+    """Makes the same Trainer again and again."""
+
+    def __init__(self, make_trainer, folder, cell=CELLS[0], schedule=None, rates=None, **changes):
+        values = dict(zip(FACTORS, cell, strict=True))
+        self.schedule = schedule or FACTORS["schedule"][values["schedule"]]
+        self.rates = rates or LayerwiseDecay(0.8, warmup_steps=2)
+        self.make, self.folder = make_trainer, folder
+        self.arguments = {
+            "optim": values["optim"],
+            "gradient_accumulation_steps": FACTORS["accumulation"][values["accumulation"]],
+            "per_device_train_batch_size": 4,
+            "bf16": FACTORS["precision"][values["precision"]],
+            "activation_checkpointing": FACTORS["checkpointing"][values["checkpointing"]],
+            "activation_checkpointing_kwargs": {"use_reentrant": False},
+            "max_steps": STEPS,
+            "eval_strategy": "steps",
+            "eval_steps": 1,
+            "save_strategy": "steps",
+            "save_steps": 1,
+            "max_grad_norm": 0.5,
+            **changes,
+        }
+
+    def trainer(self, model=None, callbacks=None, alone=False):
+        set_seed(0)
+        callbacks = [*(callbacks or []), *([FreezingCallback(self.schedule)] if alone else [])]
+        trainer = self.make(model or bert(), output_dir=str(self.folder), callbacks=callbacks, **self.arguments)
+        if not alone:
+            attach(trainer, schedule=self.schedule, learning_rates=self.rates)
+        return trainer
+
+
+def outcome(trainer, after=0):
+    """Weights, and what was logged after a step; timings and the sum over the process's own steps excepted."""
+    history = [
+        {k: v for k, v in entry.items() if not k.startswith("train_") and not k.endswith(("_runtime", "_per_second"))}
+        for entry in trainer.state.log_history
+        if entry["step"] > after and "train_runtime" not in entry
+    ]
+    return {k: v.clone() for k, v in trainer.model.state_dict().items()}, history
+
+
+def assert_same(found, expected):
+    assert found[1] == expected[1]
+    for name, value in expected[0].items():
+        assert torch.equal(found[0][name], value), name
+
+
+def check_resume(setting, steps, alone=False):
+    whole = setting.trainer(alone=alone)
+    whole.train()
+    weights, history = outcome(whole)
+    assert {"grad_norm", "learning_rate", "loss"} <= history[0].keys()
+    for step in steps:
+        resumed = setting.trainer(alone=alone)
+        resumed.train(resume_from_checkpoint=str(setting.folder / f"checkpoint-{step}"))
+        assert_same(outcome(resumed, step), (weights, [entry for entry in history if entry["step"] > step]))
+
+
+@pytest.mark.parametrize(("cell", "step"), pairwise(CELLS), ids=lambda v: "-".join(v) if isinstance(v, tuple) else v)
+def test_a_resumed_run_ends_bitwise_as_the_uninterrupted_one(make_trainer, tmp_path, cell, step):
+    check_resume(Setting(make_trainer, tmp_path / "run", cell), [step])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", CELLS, ids="-".join)
+def test_every_cell_resumes_from_every_checkpoint(make_trainer, tmp_path, cell):
+    check_resume(Setting(make_trainer, tmp_path / "run", cell), range(1, STEPS))
+
+
+@pytest.mark.parametrize("step", [1, 3, 5])
+def test_a_callback_alone_resumes_bitwise(make_trainer, tmp_path, step):
+    check_resume(Setting(make_trainer, tmp_path / "run"), [step], alone=True)
+
+
+@pytest.mark.parametrize("policy", [freeze_first(2), bitfit()], ids=lambda policy: policy.name)
+def test_fixed_policies_resume_bitwise(make_trainer, tmp_path, policy):
+    check_resume(Setting(make_trainer, tmp_path / "run", schedule=policy), [2])
+
+
+# Killed at any moment
+
+
+class Death(TrainerCallback):
+    """Kills its process in the n-th training forward, the n-th evaluation forward, or halfway through the n-th file
+    that torch saves."""
+
+    def __init__(self, where, count):
+        self.where, self.left = where, count
+
+    def dies(self):
+        self.left -= 1
+        return self.left <= 0
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        if self.where == "save":
+            self.before, torch.save = torch.save, self.save
+        else:
+            model.register_forward_pre_hook(self.forward)
+
+    def save(self, value, file, **kwargs):
+        self.before(value, file, **kwargs)
+        if self.dies():
+            cut(file)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def forward(self, module, inputs):
+        if module.training == (self.where == "train") and self.dies():
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def moments():
+    """Ten seeded moments; of the files of a checkpoint three are written by torch (optimizer, scheduler, random)."""
+    draw = random.Random(0)
+    most = {"train": STEPS * 2, "evaluate": STEPS, "save": STEPS * 3}
+    kinds = ["train", "evaluate", "save"] * 3 + ["save"]
+    return [(kind, draw.randint(2, most[kind])) for kind in kinds]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("where", "count"), moments())
+def test_a_run_killed_at_any_moment_ends_as_if_it_had_not_been(make_trainer, tmp_path, where, count):
+    cell = ("sampling" if count % 2 else "gradual", "adamw_torch_fused", "2", "fp32", "off")
+    setting = Setting(make_trainer, tmp_path / "run", cell)
+    whole = Setting(make_trainer, tmp_path / "whole", cell).trainer()
+    whole.train()
+
+    def train_and_die():
+        setting.trainer(callbacks=[Death(where, count)]).train()
+
+    process = multiprocessing.get_context("fork").Process(target=train_and_die)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    trainer = setting.trainer()
+    last = get_last_checkpoint(str(setting.folder))
+    after = int(last.rsplit("-", 1)[1]) if last else 0
+    trainer.train(resume_from_checkpoint=bool(last))
+    assert_same(outcome(trainer, after), outcome(whole, after))
+
+
+# Whole and half-written checkpoints
+
+
+@pytest.fixture
+def finished(make_trainer, tmp_path):
+    setting = Setting(make_trainer, tmp_path / "run", max_steps=3)
+    trainer = setting.trainer()
+    trainer.train()
+    return setting, outcome(trainer)
+
+
+def cut(file):
+    os.truncate(file, os.path.getsize(file) // 2)
+
+
+FILES = ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, cut], ids=["missing", "cut"])
+@pytest.mark.parametrize("file", FILES)
+def test_a_checkpoint_without_one_of_its_files_is_set_aside(finished, caplog, file, damage):
+    setting, whole = finished
+    damage(setting.folder / "checkpoint-2" / file)
+    damage(setting.folder / "checkpoint-3" / file)
+    with caplog.at_level(logging.WARNING):
+        trainer = setting.trainer()
+    assert f"checkpoint-3 is incomplete ({file}) and was renamed to incomplete-checkpoint-3" in caplog.text
+    names = sorted(os.listdir(setting.folder))
+    assert names == ["checkpoint-1", "incomplete-checkpoint-2", "incomplete-checkpoint-3"]
+    trainer.train(resume_from_checkpoint=True)
+    assert_same(outcome(trainer, 1), (whole[0], [entry for entry in whole[1] if entry["step"] > 1]))
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_named_incomplete_checkpoint_is_refused(finished, file):
+    setting, _ = finished
+    trainer = setting.trainer()
+    (setting.folder / "checkpoint-2" / file).unlink()
+    with pytest.raises(ValueError, match=rf"whole checkpoint only, but '.*checkpoint-2' lacks {file}. Name an earl"):
+        trainer.train(resume_from_checkpoint=str(setting.folder / "checkpoint-2"))
+    assert (setting.folder / "checkpoint-2").is_dir()
+
+
+def test_two_incomplete_checkpoints_of_one_step_are_both_kept(finished):
+    setting, _ = finished
+    for expected in ("incomplete-checkpoint-3", "incomplete-checkpoint-3.2"):
+        shutil.copytree(setting.folder / "checkpoint-2", setting.folder / "checkpoint-3", dirs_exist_ok=True)
+        (setting.folder / "checkpoint-3" / "optimizer.pt").unlink()
+        setting.trainer()
+        assert (setting.folder / expected).is_dir()
+
+
+def test_resuming_where_no_whole_checkpoint_is_left_says_so(finished):
+    setting, _ = finished
+    for folder in setting.folder.glob("checkpoint-*"):
+        (folder / "trainer_state.json").unlink()
+    with pytest.raises(ValueError, match="There is no whole checkpoint in .* to resume from"):
+        setting.trainer().train(resume_from_checkpoint=True)
+
+
+def test_parts_of_sharded_weights_and_of_several_processes(finished):
+    folder = finished[0].folder / "checkpoint-3"
+    weights = folder / "model.safetensors"
+    shutil.copy(weights, folder / "model-00001-of-00002.safetensors")
+    weights.rename(folder / "model-00002-of-00002.safetensors")
+    shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    assert missing_parts(folder) == []
+    (folder / "rng_state.pth").rename(folder / "rng_state_0.pth")
+    assert missing_parts(folder) == []
+    assert missing_parts(folder, processes=2) == ["rng_state_1.pth"]
+    cut(folder / "model-00002-of-00002.safetensors")
+    assert missing_parts(folder, processes=1) == ["model-00002-of-00002.safetensors"]
+    (folder / "optimizer.pt").unlink()
+    assert missing_parts(folder) == ["model-00002-of-00002.safetensors", "optimizer.pt"]
+    assert missing_parts(folder, only_model=True) == ["model-00002-of-00002.safetensors"]
+
+
+# Another run
+
+
+def resume(setting, model=None, alone=False):
+    setting.trainer(model, alone=alone).train(resume_from_checkpoint=str(setting.folder / "checkpoint-3"))
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["attach", "callback"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schedule": LayerSampling()}, r'schedule: \{.*"gradual-unfreezing", .*, against \{.*"layer-sampling"'),
+        ({"schedule": GradualUnfreezing(until=0.2)}, r'schedule: \{.*"until": 0.5\}, against .*"until": 0.2\} now'),
+        ({"max_steps": 30}, r'last phase: \["layer.0", .*"head"\], against \["head"\] now.* number of steps'),
+    ],
+)
+def test_resuming_with_another_schedule_is_refused(make_trainer, tmp_path, changes, message, alone):
+    setting = Setting(make_trainer, tmp_path / "run", max_steps=6)
+    setting.trainer(alone=alone).train()
+    other = Setting(make_trainer, tmp_path / "run", **{"max_steps": 6, **changes})
+    with pytest.raises(ValueError, match=f"but the checkpoint has another {message}"):
+        resume(other, alone=alone)
+
+
+def test_resuming_with_other_rates_is_refused(make_trainer, tmp_path):
+    Setting(make_trainer, tmp_path / "run").trainer().train()
+    other = Setting(make_trainer, tmp_path / "run", rates=LayerwiseDecay(0.5))
+    with pytest.raises(ValueError, match=r'another choice of learning rates: .*"decay": 0.8.* against .*"decay": 0.5'):
+        resume(other)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "message"),
+    [
+        (freeze_first(3), freeze_first(2), r"'bert.encoder.layer.1.[a-z.A-Z]*' learns now and did not then \(and 15"),
+        (freeze_first(2), freeze_first(3), r"'bert.encoder.layer.1.[a-z.A-Z]*' learned then and does not now \(and"),
+    ],
+)
+def test_moments_of_other_parameters_are_refused(make_trainer, tmp_path, before, now, message):
+    Setting(make_trainer, tmp_path / "run", schedule=before).trainer().train()
+    with pytest.raises(ValueError, match=f"began with, but {message}"):
+        resume(Setting(make_trainer, tmp_path / "run", schedule=now))
+
+
+def test_a_layer_of_equal_shape_is_not_taken_for_another(make_trainer, tmp_path):
+    """Same shapes, same count: torch would load the moments of layer 0 for layer 1 without a word."""
+
+    def only(layer):
+        model = bert()
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(f"layer.{layer}." in name or name.startswith("classifier"))
+        return model
+
+    setting = Setting(make_trainer, tmp_path / "run", schedule=GradualUnfreezing())
+
+    def run(layer, **kwargs):
+        set_seed(0)
+        trainer = make_trainer(only(layer), output_dir=str(setting.folder), **setting.arguments)
+        attach(trainer, learning_rates=LayerwiseDecay(0.8))
+        trainer.train(**kwargs)
+
+    run(0)
+    with pytest.raises(ValueError, match=r"'bert.encoder.layer.0.[a-zA-Z.]*' learned then and does not now"):
+        run(1, resume_from_checkpoint=str(setting.folder / "checkpoint-3"))
+
+
+def test_another_grouping_is_refused(make_trainer, tmp_path):
+    setting = Setting(make_trainer, tmp_path / "run")
+    setting.trainer().train()
+
+    def regrouped(patterns):
+        set_seed(0)
+        model = bert()
+        trainer = make_trainer(model, output_dir=str(setting.folder), **setting.arguments)
+        attach(trainer, schedule=setting.schedule, learning_rates=setting.rates,
+               groups=discover_layer_groups(model, patterns))  # fmt: skip
+        trainer.train(resume_from_checkpoint=str(setting.folder / "checkpoint-3"))
+
+    with pytest.raises(ValueError, match="'bert.embeddings.*' was in another layer group or place then"):
+        regrouped(["embeddings|layer.0", "layer.1", "layer.2", "."])
+
+
+def test_another_model_is_refused(make_trainer, tmp_path):
+    setting = Setting(make_trainer, tmp_path / "run")
+    setting.trainer().train()
+    with pytest.raises(ValueError, match=r"'bert.encoder.layer.2[a-zA-Z.]*' learned then and does not now"):
+        resume(setting, bert(num_hidden_layers=2))
+
+
+def test_a_checkpoint_of_a_plain_trainer_is_refused(make_trainer, tmp_path):
+    setting = Setting(make_trainer, tmp_path / "run")
+    make_trainer(output_dir=str(setting.folder), **setting.arguments).train()
+    with pytest.raises(ValueError, match="the checkpoint was written by a Trainer without `attach`"):
+        resume(setting)
+
+
+def test_a_plain_trainer_goes_on_after_ours(make_trainer, tmp_path):
+    """What we keep in the state is nothing that a Trainer without us stumbles over."""
+    setting = Setting(make_trainer, tmp_path / "run", restore_callback_states_from_checkpoint=True)
+    setting.trainer(alone=True).train()
+    trainer = make_trainer(output_dir=str(setting.folder), **setting.arguments)
+    assert isinstance(trainer, Trainer)
+    trainer.train(resume_from_checkpoint=str(setting.folder / "checkpoint-3"))
+    assert trainer.state.global_step == STEPS
