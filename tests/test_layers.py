@@ -14,12 +14,21 @@ from transformers import (
     CLIPConfig,
     CLIPForImageClassification,
     CLIPModel,
+    CLIPVisionConfig,
+    CvtConfig,
+    CvtForImageClassification,
+    DetrConfig,
+    DetrForObjectDetection,
     DistilBertConfig,
     DistilBertForSequenceClassification,
+    EncoderDecoderConfig,
+    EncoderDecoderModel,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
     MobileNetV2Config,
     MobileNetV2ForImageClassification,
     ResNetConfig,
@@ -32,6 +41,8 @@ from transformers import (
     T5ForConditionalGeneration,
     ViTConfig,
     ViTForImageClassification,
+    XLMConfig,
+    XLMForSequenceClassification,
     XLMRobertaConfig,
     XLMRobertaForMaskedLM,
 )
@@ -248,6 +259,77 @@ def test_untouched_restores_buffers_that_the_forward_moved():
         model.train()
         model(torch.randn(4, 2))
     assert torch.equal(model.running_mean, torch.zeros(2))
+
+
+def llava():
+    vision = CLIPVisionConfig(**TOWER, **{**VISION, "num_hidden_layers": 4})
+    text = LlamaConfig(**TINY, num_key_value_heads=2)
+    return LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text, image_token_index=100))
+
+
+VISION_BLOCKS = tuple(f"vision_tower.encoder.layers.{i}" for i in range(4))
+TEXT_BLOCKS = tuple(f"language_model.layers.{i}" for i in range(3))
+
+
+def test_a_vision_tower_comes_before_the_language_model():
+    model = llava()
+    words = torch.cat([torch.full((1, 4), 100), torch.ones(1, 3).long()], dim=1)
+    seen = discover_layer_groups(model, inputs={"input_ids": words, "pixel_values": torch.rand(1, 3, 16, 16)})
+    assert seen.verified
+    assert seen.names == ("embeddings", *VISION_BLOCKS, *TEXT_BLOCKS, "head")
+    assert seen[-1].parameters == ("lm_head.weight",)
+    assert {"model.multi_modal_projector.linear_1.weight"} <= set(seen[4].parameters)
+    assert {"model.language_model.norm.weight"} <= set(seen[-2].parameters)
+    unseen = discover_layer_groups(model)
+    assert unseen.names == seen.names
+    assert not unseen.verified
+
+
+def test_a_tower_that_a_real_batch_leaves_idle_goes_with_the_embeddings():
+    groups = discover_layer_groups(llava(), inputs={"input_ids": torch.ones(1, 5).long()})
+    assert groups.verified
+    assert groups.names == ("embeddings", "layers.0", "layers.1", "layers.2", "head")
+    assert any(name.startswith("model.vision_tower.encoder.layers.3") for name in groups[0].parameters)
+
+
+def test_stages_that_begin_with_an_embedding_are_flattened_to_their_blocks():
+    config = CvtConfig(embed_dim=[16, 32, 32], num_heads=[1, 2, 2], depth=[1, 2, 3])
+    groups = discover_layer_groups(CvtForImageClassification(config))
+    assert groups.verified
+    assert groups.names[1:-1] == tuple(f"stages.{i}.layers.{j}" for i in range(3) for j in range(i + 1))
+    assert "cvt.encoder.stages.1.embedding.convolution_embeddings.projection.weight" in groups[1].parameters
+
+
+@pytest.mark.parametrize("pre_norm", [False, True])
+def test_layers_kept_as_lists_of_their_parts_are_put_together(pre_norm):
+    config = XLMConfig(vocab_size=120, emb_dim=16, n_layers=3, n_heads=2, pre_norm=pre_norm)
+    groups = discover_layer_groups(XLMForSequenceClassification(config))
+    assert groups.verified
+    assert groups.names == ("embeddings", "layers.0", "layers.1", "layers.2", "head")
+    parts = ("attentions", "layer_norm1", "ffns", "layer_norm2")
+    assert all(any(f"{part}.1." in name for name in groups[2].parameters) for part in parts)
+    assert not any(".0." in name for name in groups[2].parameters)
+
+
+def test_an_output_layer_tied_to_the_decoders_own_embeddings_is_no_head():
+    bert = BertConfig(**TINY)
+    model = EncoderDecoderModel(EncoderDecoderConfig.from_encoder_decoder_configs(bert, bert))
+    groups = discover_layer_groups(model)
+    assert groups.tied_head
+    assert groups.names[-1] == "decoder.2"
+    assert "decoder.bert.embeddings.word_embeddings.weight" in groups[0].parameters
+
+
+def test_a_backbone_comes_before_encoder_and_decoder_and_queries_are_embeddings():
+    backbone = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], out_features=["stage2"])
+    sizes = {"encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "num_queries": 4, "d_model": 16}
+    config = DetrConfig(use_timm_backbone=False, backbone=None, backbone_config=backbone, **sizes, **heads)
+    groups = discover_layer_groups(DetrForObjectDetection(config))
+    assert groups.verified
+    sides = [next(s for s in ("backbone", "encoder", "decoder") if s in name) for name in groups.names[1:-1]]
+    assert sides == ["backbone"] * 2 + ["encoder"] * 2 + ["decoder"] * 2
+    assert "model.query_position_embeddings.weight" in groups[0].parameters
 
 
 class Backwards(nn.Module):

@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from hf_transfer_plugin.layers.groups import LayerGroup, LayerGroups, check_patterns
 from hf_transfer_plugin.layers.probe import CallOrder, record_calls
-from hf_transfer_plugin.layers.stacks import Layout, candidate_layouts
+from hf_transfer_plugin.layers.stacks import Layout, candidate_layouts, find_stacks
 
 _HEAD = re.compile(r"pool|head|classif|score|(^|\.)cls(\.|$)|logit_scale|logit_bias|temperature|_projection")
 _POOLER = re.compile(r"pool|(^|\.)head\.")
@@ -48,14 +49,19 @@ def discover_layer_groups(
     """
     if patterns is not None:
         return _from_patterns(model, patterns)
-    layouts = candidate_layouts(model)
-    watched = {block for layout in layouts for chain in layout.chains for block in chain}
+    stacks = find_stacks(model)
+    watched = {block for stack in stacks for block in stack.blocks}
     order = record_calls(model, {name: module for name, module in model.named_modules() if name in watched}, inputs)
+    if inputs is not None and order is not None:
+        # A tower that a real batch does not run, as a text runs no vision tower, is none.
+        stacks = [stack for stack in stacks if order.moment(stack.blocks[0]) >= 0]
+    layouts = candidate_layouts(model, stacks, order)
     tied = _has_tied_head(model)
     if order is None:
         layout, verified = (layouts[0] if layouts else None), False
     else:
-        layout, verified = _confirmed(layouts, order), True
+        layout = _confirmed(layouts, order)
+        verified = layout is not None and layout.ran
     if layout is None:
         return _coarse(model, tied)
     names = _assign(model, layout, order, tied)
@@ -68,7 +74,9 @@ def _confirmed(layouts: Sequence[Layout], order: CallOrder) -> Layout | None:
     """First layout whose blocks hand their output on; failing that, the first whose blocks run in order."""
     for agrees in (order.chained, order.in_order):
         for layout in layouts:
-            if all(agrees(list(chain)) for chain in layout.chains):
+            running = [chain for chain in layout.chains if layout.ran or order.moment(chain[0][0]) >= 0]
+            after_another = [link for chain in running for link in chain]
+            if all(agrees(chain) for chain in running) and (layout.parallel or order.in_order(after_another)):
                 return layout
     return None
 
@@ -112,12 +120,19 @@ def _input_embeddings(model: nn.Module) -> nn.Module | None:
     return found if isinstance(found, nn.Module) else None
 
 
-def _has_tied_head(model: nn.Module) -> bool:
+def _looked_up(model: nn.Module) -> set[int]:
+    """Parameters of every embedding: a decoder's may be another than the one that the model calls its input."""
+    tables = [_input_embeddings(model), *(m for m in model.modules() if isinstance(m, nn.Embedding))]
+    return {id(parameter) for table in tables if table is not None for parameter in table.parameters()}
+
+
+def _output_parameters(model: nn.Module) -> set[int]:
     output = getattr(model, "get_output_embeddings", lambda: None)()
-    if not isinstance(output, nn.Module):
-        return False
-    inside = {id(p) for m in [_input_embeddings(model)] if m is not None for p in m.parameters()}
-    return any(id(parameter) in inside for parameter in output.parameters())
+    return {id(p) for p in output.parameters()} if isinstance(output, nn.Module) else set()
+
+
+def _has_tied_head(model: nn.Module) -> bool:
+    return bool(_output_parameters(model) & _looked_up(model))
 
 
 def _outside_base(model: nn.Module, name: str) -> bool:
@@ -131,41 +146,35 @@ def _assign(model: nn.Module, layout: Layout, order: CallOrder | None, tied: boo
     """Group of every parameter: its block's, or by the moment at which its module runs."""
     owners = {block: group for group, blocks in zip(layout.names, layout.members, strict=True) for block in blocks}
     roots = {block.split(".")[0] for block in owners}
-    moments = _moments(model, order)
-    spans = _spans(moments, layout)
+    clock = _Clock(model, layout, order, owners)
     embedding = _input_embeddings(model)
-    looked_up = {id(p) for p in embedding.parameters()} if embedding is not None else set()
-    result = {}
+    written = _output_parameters(model)
+    shared = written & _looked_up(model)
+    looked_up = shared | ({id(p) for p in embedding.parameters()} if embedding is not None else set())
+    result: dict[str, str] = {}
+    before = "embeddings"
     for name, parameter in model.named_parameters():
         group = _block_group(name, owners)
         if group is None and id(parameter) in looked_up:
             # A tied matrix may go by the name of the output layer.
             group = "embeddings"
-        if group is None and _outside_base(model, name):
+        if group is None and (_outside_base(model, name) or id(parameter) in written - shared):
             group = "head"
         if group is None:
-            group = _by_moment(name, moments, spans, layout, owners)
+            group = clock.group(name, before)
         if group == layout.names[-1] and name.split(".")[0] not in roots and _TASK.search(name):
             group = "head"
         if group == "head" and _is_passed_over(model, name):
             group = layout.names[-1]
         result[name] = layout.names[-1] if group == "head" and tied else group
+        before = group
     return result
 
 
 def _is_passed_over(model: nn.Module, name: str) -> bool:
-    """A pooler in the first module of a Sentence Transformer, whose own pooling takes the hidden states instead."""
-    last = next(reversed(model._modules), "") if isinstance(model, nn.Sequential) else ""
-    return bool(last) and not name.startswith(f"{last}.") and bool(_POOLER.search(name))
-
-
-def _spans(moments: Mapping[str, float], layout: Layout) -> list[dict[str, tuple[float, float]]]:
-    """First and last moment of each block, for each chain."""
-    spans = []
-    for chain in layout.chains:
-        times = {block: [m for p, m in moments.items() if p.startswith(f"{block}.")] or [0.0] for block in chain}
-        spans.append({block: (min(found), max(found)) for block, found in times.items()})
-    return spans
+    """Sentence Transformers pools the tokens itself: the pooler of the model inside runs, but feeds nothing."""
+    wraps = not isinstance(model, PreTrainedModel) and any(isinstance(m, PreTrainedModel) for m in model.modules())
+    return wraps and re.search(r"(^|\.)pooler\.", name) is not None
 
 
 def _block_group(name: str, owners: Mapping[str, str]) -> str | None:
@@ -173,38 +182,77 @@ def _block_group(name: str, owners: Mapping[str, str]) -> str | None:
     return next((owners[".".join(parts[:i])] for i in range(len(parts), 0, -1) if ".".join(parts[:i]) in owners), None)
 
 
-def _moments(model: nn.Module, order: CallOrder | None) -> dict[str, float]:
-    """When each parameter's module (or the nearest ancestor that ran) was entered; else its place in the listing."""
-    names = [name for name, _ in model.named_parameters()]
+Spans = dict[str, tuple[float, float]]
+
+
+class _Clock:
+    """Finds the group of a parameter outside the blocks by the moment at which its module ran."""
+
+    def __init__(self, model: nn.Module, layout: Layout, order: CallOrder | None, owners: Mapping[str, str]) -> None:
+        self.layout, self.owners = layout, owners
+        self.tables = {f"{path}.weight" for path, m in model.named_modules() if isinstance(m, nn.Embedding)}
+        self.listed = {name: float(i) for i, (name, _) in enumerate(model.named_parameters())}
+        chains = [[block for link in chain for block in link] for chain in layout.chains]
+        blocks = [block for chain in chains for block in chain]
+        self.moments = {name: m for name in self.listed if (m := _moment(name, order, blocks)) is not None}
+        self.spans = [_spans(self.moments, chain) for chain in chains]
+        self.places = [_spans(self.listed, chain) for chain in chains]
+
+    def group(self, name: str, before: str) -> str:
+        """`before` is the group of the parameter listed before."""
+        if self.layout.parallel and _HEAD.search(name) and "embed" not in name:
+            return "head"
+        near = [_shared_depth(name, next(iter(chain))) for chain in self.places]
+        own = near.index(max(near)) if len(near) == 1 or (max(near) and near.count(max(near)) == 1) else None
+        now = self.moments.get(name)
+        ran = [chain for chain in self.spans if chain]
+        if now is None and ran and (len(self.spans) == 1 or name in self.tables):
+            # Read without a call, as the queries of DETR are.
+            return "embeddings"
+        if now is None or not ran:
+            return before if own is None else self._after(self.listed[name], self.places[own], name)
+        if now > max(last for chain in ran for _, last in chain.values()):
+            return self._closing(name)
+        if own is not None and self.spans[own]:
+            return _within(now, self.spans[own], self.owners)
+        if own is not None:
+            return _within(self.listed[name], self.places[own], self.owners)
+        if self.layout.parallel:
+            return "embeddings"
+        return _within(now, {block: span for chain in ran for block, span in chain.items()}, self.owners)
+
+    def _after(self, place: float, chain: Spans, name: str) -> str:
+        if place > max(last for _, last in chain.values()) and chain is self.places[-1]:
+            return self._closing(name)
+        return _within(place, chain, self.owners)
+
+    def _closing(self, name: str) -> str:
+        """After the last block: a pooler is the task's, a final norm or projection closes the body."""
+        is_head = _POOLER.search(name) or (len(self.layout.chains) > 1 and _HEAD.search(name))
+        return "head" if is_head else self.layout.names[-1]
+
+
+def _moment(name: str, order: CallOrder | None, blocks: Sequence[str]) -> float | None:
+    """When a parameter's module (or the nearest ancestor that ran and holds no blocks) was entered."""
     if order is None:
-        return {name: float(i) for i, name in enumerate(names)}
-    moments = {}
-    for name in names:
-        parts = name.split(".")[:-1]
-        paths = (".".join(parts[:i]) for i in range(len(parts), -1, -1))
-        moments[name] = float(next((order.entered[path] for path in paths if path in order.entered), 0))
-    return moments
+        return None
+    parts = name.split(".")[:-1]
+    own = ".".join(parts)
+    for path in (".".join(parts[:i]) for i in range(len(parts), -1, -1)):
+        if path in order.entered:
+            holds_blocks = path != own and any(block.startswith(f"{path}." if path else "") for block in blocks)
+            return None if holds_blocks else float(order.entered[path])
+    return None
 
 
-def _by_moment(
-    name: str,
-    moments: Mapping[str, float],
-    spans: list[dict[str, tuple[float, float]]],
-    layout: Layout,
-    owners: Mapping[str, str],
-) -> str:
-    if layout.rule.startswith("two towers") and _HEAD.search(name) and not re.search(r"embed", name):
-        return "head"
-    now = moments[name]
-    earlier = [chain for chain in spans if now > max(last for _, last in chain.values())]
-    if len(earlier) == len(spans):
-        # After the last block: a pooler is the task's, a final norm or projection closes the body.
-        is_head = _POOLER.search(name) or (len(layout.chains) > 1 and _HEAD.search(name))
-        return "head" if is_head else layout.names[-1]
-    near = [_shared_depth(name, chain[0]) for chain in layout.chains]
-    if len(near) == 1 or (max(near) > 0 and near.count(max(near)) == 1):
-        return _within(now, spans[near.index(max(near))], owners)
-    return "embeddings"
+def _spans(times: Mapping[str, float], chain: Sequence[str]) -> Spans:
+    """First and last moment of each block that ran."""
+    spans = {}
+    for block in chain:
+        found = [moment for name, moment in times.items() if name.startswith(f"{block}.")]
+        if found:
+            spans[block] = (min(found), max(found))
+    return spans
 
 
 def _shared_depth(name: str, other: str) -> int:

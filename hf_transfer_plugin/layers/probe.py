@@ -1,7 +1,7 @@
 """A forward pass on dummy inputs that records which module ran when; it leaves the model as it was."""
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -169,35 +169,45 @@ class CallOrder:
         for handle in self._handles:
             handle.remove()
 
-    def in_order(self, names: list[str]) -> bool:
+    def in_order(self, chain: Sequence[Sequence[str]]) -> bool:
         """
         Args:
-            names (`list[str]`):
-                Modules.
+            chain (`Sequence[Sequence[str]]`):
+                Links of one or more modules.
 
         Returns:
-            `bool`: Whether all of them ran, and first in this order.
+            `bool`: Whether all of them ran, each link before the next.
         """
-        moments = [self._moment(name) for name in names]
-        return -1 not in moments and moments == sorted(moments)
+        moments = [[self.moment(name) for name in link] for link in chain]
+        if any(-1 in link for link in moments):
+            return False
+        return all(max(one) < min(other) for one, other in zip(moments, moments[1:], strict=False))
 
-    def _moment(self, name: str) -> int:
-        """When a module was entered, or the first inside it where its `forward` was called past the hooks."""
+    def moment(self, name: str) -> int:
+        """
+        Args:
+            name (`str`):
+                A module.
+
+        Returns:
+            `int`: When it was entered, or the first inside it where its `forward` was called past the hooks; -1 if
+            it never ran.
+        """
         inside = (moment for other, moment in self.entered.items() if other.startswith(f"{name}."))
         return self.entered[name] if name in self.entered else min(inside, default=-1)
 
-    def chained(self, names: list[str]) -> bool:
+    def chained(self, chain: Sequence[Sequence[str]]) -> bool:
         """
         Args:
-            names (`list[str]`):
-                Watched modules.
+            chain (`Sequence[Sequence[str]]`):
+                Links of one watched module each.
 
         Returns:
             `bool`: Whether they ran in this order and each one's input is the output of the one before.
         """
-        if not self.in_order(names):
+        if not self.in_order(chain) or any(len(link) > 1 for link in chain):
             return False
-        for first, second in zip(names, names[1:], strict=False):
+        for (first,), (second,) in zip(chain, chain[1:], strict=False):
             out, into = self.outputs.get(first), self.inputs.get(second)
             if out is None or into is None or out.shape != into.shape or not torch.equal(out, into):
                 return False

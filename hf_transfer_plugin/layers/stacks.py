@@ -1,12 +1,18 @@
 """Where a model keeps its blocks: lists of same-class modules, and the family rules that order several of them."""
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from hf_transfer_plugin.layers.probe import CallOrder
+
+# Where no forward pass shows the order of towers: the first pattern that a path matches ranks it.
+_SIDES = (r"vision|visual|image|audio|speech", r"q_?former|perceiver|resampler|connector", r"encoder", r"")
 _SCALE = re.compile(r"(^|\.)(logit_scale|temperature|text_projection)")
 
 
@@ -41,14 +47,20 @@ class Layout:
             Names of the groups, input first.
         members (`tuple[tuple[str, ...], ...]`):
             Module names of each group; several where towers run side by side.
-        chains (`tuple[tuple[str, ...], ...]`):
-            Sequences of modules that must run in this order.
+        chains (`tuple[tuple[tuple[str, ...], ...], ...]`):
+            Sequences whose links must run in this order; the modules of one link run in any.
+        ran (`bool`, *optional*, defaults to `True`):
+            Whether the forward pass ran all of it; a text alone runs no vision tower.
+        parallel (`bool`, *optional*, defaults to `False`):
+            Whether the chains run side by side, so that none comes before another.
     """
 
     rule: str
     names: tuple[str, ...]
     members: tuple[tuple[str, ...], ...]
-    chains: tuple[tuple[str, ...], ...] = field(default=())
+    chains: tuple[tuple[tuple[str, ...], ...], ...]
+    ran: bool = True
+    parallel: bool = False
 
 
 def _size(module: nn.Module) -> int:
@@ -71,7 +83,7 @@ def find_stacks(model: nn.Module, *, smallest: int = 2) -> list[Stack]:
     """
     stacks: list[Stack] = []
     config = getattr(model, "config", None)
-    staged = any(hasattr(part, "depths") for part in (config, *vars(config).values())) if config is not None else False
+    staged = config is not None and any(_has_stages(part) for part in (config, *vars(config).values()))
     prefix = getattr(model, "base_model_prefix", "")
     base = f"{prefix}." if prefix and isinstance(getattr(model, prefix, None), nn.Module) else ""
     for path, module in model.named_modules():
@@ -87,6 +99,10 @@ def find_stacks(model: nn.Module, *, smallest: int = 2) -> list[Stack]:
         stacks.append(Stack(path, blocks, _size(module)))
     depth = _text_depth(config)
     return sorted(stacks, key=lambda stack: (len(stack.blocks) != depth, -stack.size))
+
+
+def _has_stages(config: Any) -> bool:
+    return hasattr(config, "depths") or isinstance(getattr(config, "depth", None), (list, tuple))
 
 
 def _alike(module: nn.ModuleList) -> bool:
@@ -113,54 +129,118 @@ def _flatten(stage: nn.Module, path: str, staged: bool) -> tuple[str, ...]:
     return (path,)
 
 
-def candidate_layouts(model: nn.Module) -> list[Layout]:
+def candidate_layouts(model: nn.Module, stacks: Sequence[Stack], order: CallOrder | None = None) -> list[Layout]:
     """
     Lists the layouts that a model may have, the likeliest first; a forward pass then decides.
 
     Args:
         model (`nn.Module`):
             The model.
+        stacks (`Sequence[Stack]`):
+            What `find_stacks` found in it.
+        order (`CallOrder`, *optional*):
+            What a forward pass showed; towers are put into the order in which they ran.
 
     Returns:
         `list[Layout]`: The family rules that apply, then each stack alone, the largest first.
     """
-    stacks = find_stacks(model)
     layouts = []
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        encoder, decoder = _side(stacks, "encoder"), _side(stacks, "decoder")
-        if encoder and decoder:
-            layouts.append(_in_sequence({"encoder": encoder, "decoder": decoder}))
+    towers = _towers(model, stacks)
     if len(stacks) > 1 and any(_SCALE.search(name) for name, _ in model.named_parameters()):
         layouts.append(_side_by_side(stacks))
+    if len(towers) > 1:
+        layouts.append(_in_sequence(towers, order))
+    layouts += [_interleaved(lists) for lists in _siblings(stacks)]
     largest = max((stack.size for stack in stacks), default=0)
     depth = _text_depth(getattr(model, "config", None))
     layouts += [_single(stack) for stack in stacks if stack.size > largest / 20 or len(stack.blocks) == depth]
     if not layouts:
         shared = [stack for stack in find_stacks(model, smallest=1) if len(stack.blocks) == 1]
-        layouts += [Layout("one block for all layers", ("shared",), (s.blocks,), (s.blocks,)) for s in shared[:1]]
+        layouts += [Layout("one block for all layers", ("shared",), (s.blocks,), (_links(s),)) for s in shared[:1]]
     return layouts
 
 
-def _side(stacks: list[Stack], side: str) -> Stack | None:
-    """Largest stack whose path first speaks of this side."""
+def _links(stack: Stack) -> tuple[tuple[str, ...], ...]:
+    return tuple((block,) for block in stack.blocks)
+
+
+def _towers(model: nn.Module, stacks: Sequence[Stack]) -> list[Stack]:
+    """The main stack of each model inside the model: encoder and decoder, vision tower and language model."""
+    inner = {name: m for name, m in model.named_modules() if isinstance(m, PreTrainedModel)}
+    paired = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    towers: dict[str, list[Stack]] = {}
     for stack in stacks:
-        found = re.search(r"encoder|decoder", stack.path)
-        if found and found.group() == side:
-            return stack
-    return None
+        owner = max((n for n in inner if not n or stack.path.startswith(f"{n}.")), key=len, default="")
+        side = re.search(r"encoder|decoder", stack.path)
+        if paired and side and not re.search(r"encoder|decoder", owner):
+            owner = f"{owner}.{side.group()}"
+        towers.setdefault(owner, []).append(stack)
+    mains = {owner: _main(found, inner.get(owner)) for owner, found in towers.items()}
+    return [
+        stack
+        for owner, stack in mains.items()
+        # What stands around a larger model inside it, such as convolutions before it, is no tower.
+        if not any(o != owner and o.startswith(f"{owner}." if owner else "") and stack.size < s.size
+                   for o, s in mains.items())
+    ]  # fmt: skip
 
 
-def _in_sequence(sides: dict[str, Stack]) -> Layout:
-    named = [(f"{side}.{i}", block) for side, stack in sides.items() for i, block in enumerate(stack.blocks)]
+def _main(stacks: list[Stack], owner: nn.Module | None) -> Stack:
+    depth = getattr(getattr(owner, "config", None), "num_hidden_layers", None)
+    return max(stacks, key=lambda stack: (len(stack.blocks) == depth, stack.size))
+
+
+def _siblings(stacks: Sequence[Stack]) -> list[list[Stack]]:
+    """Lists that one module keeps side by side and that are equally long: the parts of its layers."""
+    found: dict[tuple[str, int], list[Stack]] = {}
+    for stack in stacks:
+        found.setdefault((stack.path.rpartition(".")[0], len(stack.blocks)), []).append(stack)
+    return [lists for lists in found.values() if len(lists) > 1]
+
+
+def _interleaved(lists: list[Stack]) -> Layout:
+    parts = tuple(zip(*(stack.blocks for stack in lists), strict=True))
+    names = tuple(f"layers.{i}" for i in range(len(parts)))
+    return Layout("parts of a layer in lists of their own", names, parts, (parts,))
+
+
+def _in_sequence(towers: list[Stack], order: CallOrder | None) -> Layout:
+    def place(stack: Stack) -> tuple[int, float]:
+        moment = order.moment(stack.blocks[0]) if order is not None else -1
+        # A tower that did not run feeds those that did, as images feed a language model.
+        guess = next(i for i, side in enumerate(_SIDES) if re.search(side, stack.path))
+        return (1, moment) if moment >= 0 else (0, guess)
+
+    ran = order is not None and all(order.moment(stack.blocks[0]) >= 0 for stack in towers)
+    towers = sorted(towers, key=place)
+    sides = [found.group() if (found := re.search(r"encoder|decoder", s.path)) else "" for s in towers]
+    if sides == ["encoder", "decoder"]:
+        rule, roots = "encoder before decoder", sides
+    else:
+        rule, roots = "towers in the order in which they run", _tails([stack.path for stack in towers])
+    named = [(_name(r, stack, block), block) for r, stack in zip(roots, towers, strict=True) for block in stack.blocks]
     return Layout(
-        "encoder before decoder",
+        rule,
         tuple(name for name, _ in named),
         tuple((block,) for _, block in named),
-        tuple(stack.blocks for stack in sides.values()),
+        tuple(_links(stack) for stack in towers),
+        ran=ran,
     )
 
 
-def _side_by_side(stacks: list[Stack]) -> Layout:
+def _name(root: str, stack: Stack, block: str) -> str:
+    inside = block.removeprefix(f"{stack.path}.") if root not in ("encoder", "decoder") else ""
+    return f"{root}.{inside}" if inside else f"{root}.{stack.blocks.index(block)}"
+
+
+def _tails(paths: list[str]) -> list[str]:
+    """The paths without the parts that all of them begin with."""
+    parts = [path.split(".") for path in paths]
+    same = next(i for i, column in enumerate(zip(*parts, strict=False)) if len(set(column)) > 1)
+    return [".".join(part[same:]) for part in parts]
+
+
+def _side_by_side(stacks: Sequence[Stack]) -> Layout:
     largest = max(stack.size for stack in stacks)
     towers = [stack.blocks for stack in stacks if stack.size > largest / 50][:2]
     depth = max(len(blocks) for blocks in towers)
@@ -168,16 +248,18 @@ def _side_by_side(stacks: list[Stack]) -> Layout:
     members = tuple(
         tuple(blocks[len(blocks) - far] for blocks in towers if far <= len(blocks)) for far in range(depth, 0, -1)
     )
-    return Layout("two towers side by side", tuple(f"towers.{i}" for i in range(depth)), members, tuple(towers))
+    chains = tuple(tuple((block,) for block in blocks) for blocks in towers)
+    return Layout(
+        "two towers side by side", tuple(f"towers.{i}" for i in range(depth)), members, chains, parallel=True
+    )
 
 
 def _single(stack: Stack) -> Layout:
     root = stack.path.rsplit(".", 1)[0] + "." if "." in stack.path else ""
     staged = any(block.count(".") > stack.path.count(".") + 1 for block in stack.blocks)
-    names = tuple(block.removeprefix(root) for block in stack.blocks)
     return Layout(
         f"stages of {stack.path}" if staged else f"largest list of blocks, {stack.path}",
-        names,
-        tuple((block,) for block in stack.blocks),
-        (stack.blocks,),
+        tuple(block.removeprefix(root) for block in stack.blocks),
+        _links(stack),
+        (_links(stack),),
     )
