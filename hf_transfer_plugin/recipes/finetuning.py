@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ from torch import nn
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import IntervalStrategy
 
 from hf_transfer_plugin.callbacks import InterruptCallback, NonFiniteLossCallback
 from hf_transfer_plugin.config import TransferConfig, gather
@@ -23,15 +21,24 @@ from hf_transfer_plugin.freezing import ever_learning_names
 from hf_transfer_plugin.layers import LayerGroups, discover_layer_groups
 from hf_transfer_plugin.planning import plan
 from hf_transfer_plugin.recipes.baselines import measure_baselines
+from hf_transfer_plugin.recipes.checks import (
+    CONFIG_NAME,
+    check_evaluation,
+    check_folder,
+    check_processes,
+    check_stopping,
+    checkpoint_of,
+    without_validation,
+)
 from hf_transfer_plugin.recipes.defaults import build_strategy, with_defaults
 from hf_transfer_plugin.recipes.pretrained import load_model, load_processor, readable_length
+from hf_transfer_plugin.recipes.ranks import in_turn, together
 from hf_transfer_plugin.recipes.recording import finish_record, start_record
-from hf_transfer_plugin.record import RECORD_NAME, TransferRecord, write_atomically
+from hf_transfer_plugin.record import TransferRecord, write_atomically
 from hf_transfer_plugin.tasks import TASKS, Task, TaskData, load_splits
 from hf_transfer_plugin.trainer import attach
 
 logger = logging.getLogger(__name__)
-CONFIG_NAME = "transfer_config.json"
 
 
 @dataclass
@@ -122,7 +129,8 @@ def finetune(
         baselines (`bool`, *optional*, defaults to `False`):
             Also measure the majority class and a linear probe solved on frozen features.
         announce (`Callable[[str], None]`, *optional*):
-            Takes what a user should read before training: the layer groups' plan.
+            Takes what a user should read before training: the layer groups' plan. Of several processes, only the
+            first announces.
 
     Returns:
         `TransferRecord`: What was done and measured; `record.path` is its file.
@@ -140,19 +148,24 @@ def finetune(
     """
     prepared = prepare(config, args, splits=splits, explicit=explicit)
     args = prepared.args
-    if announce is not None:
-        announce(str(_plan(prepared)))
-    record = start_record(prepared)
     split = "test" if "test" in prepared.encoded else "validation"
-    if baselines:
-        record.baselines = measure_baselines(prepared, split)
     interrupt = InterruptCallback()
-    trainer = make_trainer(prepared, interrupt)
-    if trainer.is_world_process_zero():
-        write_atomically(Path(args.output_dir) / CONFIG_NAME, json.dumps(config.to_dict(), indent=2) + "\n")
+
+    def begin() -> tuple[TransferRecord, Trainer]:
+        if announce is not None and args.process_index == 0:
+            announce(str(_plan(prepared)))
+        record = start_record(prepared)
+        if baselines:
+            record.baselines = measure_baselines(prepared, split)
+        trainer = make_trainer(prepared, interrupt)
+        if trainer.is_world_process_zero():
+            write_atomically(Path(args.output_dir) / CONFIG_NAME, json.dumps(config.to_dict(), indent=2) + "\n")
+        return record, trainer
+
+    record, trainer = together(begin)
     started, cpu_started = time.perf_counter(), time.process_time()
     try:
-        trainer.train(resume_from_checkpoint=_checkpoint(args))
+        trainer.train(resume_from_checkpoint=checkpoint_of(args))
     finally:
         interrupt.release()
     record.seconds["train"] = time.perf_counter() - started
@@ -193,38 +206,60 @@ def prepare(
         ValueError: For anything that is wrong.
     """
     args, loaded = with_defaults(args, explicit), splits is None
+    strategy, rates = together(lambda: _check(config, args))
+    found = in_turn(lambda: load_splits(config)) if splits is None else splits
+    task = TASKS[config.task]
+    data = together(lambda: _read(config, args, found, explicit))
+
+    def load() -> tuple[Any, nn.Module]:
+        processor = load_processor(config)
+        set_seed(args.seed)
+        return processor, load_model(config, task, data, processor)
+
+    processor, model = in_turn(load)
+
+    def encode() -> tuple[LayerGroups, DatasetDict, int]:
+        groups = discover_layer_groups(model)
+        if getattr(strategy, "needs_head", False):
+            groups.require_head(strategy.name)
+        ever_learning_names(strategy, model, groups)
+        length = readable_length(config, processor, model)
+        if config.max_length is not None:
+            # Saved with the tokenizer, so that the model is measured and used as it was trained.
+            processor.model_max_length = length
+        encoded, truncated = task.encode(data, processor, length)
+        if truncated:
+            logger.warning("%d rows were truncated to %d tokens.", truncated, length)
+        return groups, encoded, truncated
+
+    groups, encoded, truncated = together(encode)
+    return Prepared(config, args, task, data, encoded, truncated, processor, model, groups, strategy, rates, loaded)
+
+
+def _check(config: TransferConfig, args: TrainingArguments) -> tuple[Any, Any]:
+    """Strategy and learning rates, if nothing stands against them."""
     gather(
         lambda: build_strategy(config),
-        lambda: _check_processes(args),
-        lambda: _check_folder(config, args),
-        lambda: _check_stopping(config, args),
+        lambda: check_processes(args),
+        lambda: check_folder(config, args),
+        lambda: check_stopping(config, args),
     )
     strategy, rates = build_strategy(config)
-    _check_evaluation(args, strategy)
-    splits = load_splits(config) if splits is None else splits
+    check_evaluation(args, strategy)
+    return strategy, rates
+
+
+def _read(config: TransferConfig, args: TrainingArguments, splits: DatasetDict, explicit: Collection[str]) -> TaskData:
+    """The checked rows; arguments that depend on them are set."""
     if "validation" not in splits and config.validation_fraction == 0:
-        _without_validation(args, splits, explicit)
+        without_validation(args, splits, explicit)
     task = TASKS[config.task]
     data = task.read(splits, config, args.seed)
     replaceable = args.metric_for_best_model in (None, "loss") and "metric_for_best_model" not in explicit
     if args.load_best_model_at_end and replaceable:
         # Trainer puts the loss where nothing was given.
         args.metric_for_best_model, args.greater_is_better = task.best_metric(data)
-    processor = load_processor(config)
-    set_seed(args.seed)
-    model = load_model(config, task, data, processor)
-    groups = discover_layer_groups(model)
-    if getattr(strategy, "needs_head", False):
-        groups.require_head(strategy.name)
-    ever_learning_names(strategy, model, groups)
-    length = readable_length(config, processor, model)
-    if config.max_length is not None:
-        # Saved with the tokenizer, so that the model is measured and used as it was trained.
-        processor.model_max_length = length
-    encoded, truncated = task.encode(data, processor, length)
-    if truncated:
-        logger.warning("%d rows were truncated to %d tokens.", truncated, length)
-    return Prepared(config, args, task, data, encoded, truncated, processor, model, groups, strategy, rates, loaded)
+    return data
 
 
 def make_trainer(prepared: Prepared, *callbacks: TrainerCallback) -> Trainer:
@@ -279,69 +314,3 @@ def _plan(prepared: Prepared) -> Any:
         length=max(int(sum(lengths) / max(len(lengths), 1)), 1),
         checkpointing=bool(args.activation_checkpointing),
     )
-
-
-def _without_validation(args: TrainingArguments, splits: DatasetDict, explicit: Collection[str]) -> None:
-    if "test" not in splits:
-        raise ValueError("`validation_fraction` is 0 and there is no test split, so nothing could be measured.")
-    if "eval_strategy" in explicit or args.load_best_model_at_end:
-        raise ValueError("`validation_fraction` is 0, so there is nothing to evaluate on before the end.")
-    args.eval_strategy = IntervalStrategy.NO
-
-
-def _checkpoint(args: TrainingArguments) -> Any:
-    value = args.resume_from_checkpoint
-    return {"true": True, "false": None}.get(value.lower(), value) if isinstance(value, str) else value
-
-
-def _check_processes(args: TrainingArguments) -> None:
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    if started > 1 and args.world_size != started:
-        raise ValueError(
-            f"{started} processes were started, but Trainer would let each train a model of its own. On processors, "
-            "add `--use_cpu true`; else start one process."
-        )
-
-
-def _check_folder(config: TransferConfig, args: TrainingArguments) -> None:
-    folder = Path(args.output_dir)
-    # A configuration alone is what a run leaves that failed before its first checkpoint.
-    held = [name for name in (RECORD_NAME, "model.safetensors") if (folder / name).exists()]
-    held += [path.name for path in folder.glob("checkpoint-*")]
-    resume = _checkpoint(args)
-    if held and not resume and args.process_index == 0:
-        raise ValueError(
-            f"`output_dir` must be a new or empty folder, but {str(folder)!r} holds another run ({held[0]}). Choose "
-            "another folder, delete it, or continue that run with `--resume_from_checkpoint true`."
-        )
-    if resume is True and not list(folder.glob("checkpoint-*")):
-        raise ValueError(
-            f"There is no checkpoint in {str(folder)!r} to resume from. Leave `--resume_from_checkpoint` out."
-        )
-    if resume and (folder / CONFIG_NAME).is_file():
-        before = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-        now = config.to_dict()
-        differing = sorted(key for key in now if now[key] != before.get(key))
-        if differing:
-            raise ValueError(
-                f"A resumed run must be configured as it began, but `{differing[0]}` was {before.get(differing[0])!r} "
-                f"and is now {now[differing[0]]!r}. Use the same value, or start anew in another `output_dir`."
-            )
-
-
-def _check_stopping(config: TransferConfig, args: TrainingArguments) -> None:
-    if config.early_stopping_patience is not None and not args.load_best_model_at_end:
-        raise ValueError(
-            "`early_stopping_patience` stops at the best evaluation so far, so it needs "
-            "`--load_best_model_at_end true`."
-        )
-
-
-def _check_evaluation(args: TrainingArguments, strategy: Any) -> None:
-    if (
-        getattr(strategy, "needs_evaluation", False)
-        and str(getattr(args.eval_strategy, "value", args.eval_strategy)) == "no"
-    ):
-        raise ValueError(
-            f"`{strategy.name}` follows the evaluations, but `eval_strategy` is no. Set it to epoch or steps."
-        )

@@ -70,7 +70,7 @@ def start_record(prepared: Any) -> TransferRecord:
         learning_rates=prepared.rates.to_dict() if prepared.rates is not None else None,
         groups=[{"name": g.name, "parameters": n} for g, n in zip(groups, groups.sizes, strict=True)],
         arguments={name: getattr(value, "value", value) for name, value in values.items()},
-        hardware=_hardware(),
+        hardware=_hardware() | ({"processes": args.world_size} if args.world_size > 1 else {}),
         versions=_versions(),
         created=datetime.now(UTC).strftime("%Y-%m-%d"),
     )
