@@ -143,7 +143,8 @@ def _batches(
         lengths = [len(ids) for ids in dataset["input_ids"]]
         order.sort(key=lambda i: -lengths[i])
     loader = DataLoader(Subset(dataset, order), batch_size=batch_size, collate_fn=collate)
-    shown = tqdm(loader, desc=progress, disable=progress is None, unit="batch")
+    # Not `disable=False`, which would overrule what the environment says.
+    shown = loader if progress is None else tqdm(loader, desc=progress, unit="batch")
     for number, batch in enumerate(shown):
         yield order[number * batch_size : (number + 1) * batch_size], batch
 

@@ -1,9 +1,10 @@
 """Parsers whose errors are one sentence."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
+
+from hf_transfer_plugin.config import ConfigError
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -16,10 +17,9 @@ class OneLineParser(argparse.ArgumentParser):
                 What is wrong.
 
         Raises:
-            SystemExit: With code 2.
+            ConfigError: Always.
         """
-        print(f"error: {message}. Run `{self.prog} --help` for the flags.", file=sys.stderr)
-        raise SystemExit(2)
+        raise ConfigError([f"{message}. Run `{self.prog} --help` for the flags."])
 
 
 def parser_for(command: str, description: str, example: str) -> OneLineParser:

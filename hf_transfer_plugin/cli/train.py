@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,14 +30,10 @@ def run(argv: Sequence[str]) -> int:
     from hf_transfer_plugin.recipes import finetune
 
     quieten()
-    first = int(os.environ.get("RANK", "0")) == 0
-    record = finetune(
-        config, args, explicit=explicit, announce=lambda text: print(f"\nThe plan:\n{text}\n") if first else None
-    )
-    if first:
-        rows = [("metric", record.metrics_split), *((k, v) for k, v in record.metrics.items())]
-        print(f"\n{table(rows)}\n\nThe run folder is {args.output_dir}; its card is README.md.")
-        print(f"Next: hf-transfer-plugin evaluate {args.output_dir} --dataset OTHER_DATA")
+    record = finetune(config, args, explicit=explicit, announce=lambda text: print(f"\nThe plan:\n{text}\n"))
+    rows = [("metric", record.metrics_split), *((k, v) for k, v in record.metrics.items())]
+    print(f"\n{table(rows)}\n\nThe run folder is {args.output_dir}; its card is README.md.")
+    print(f"Next: hf-transfer-plugin evaluate {args.output_dir} --dataset OTHER_DATA")
     return 0
 
 
