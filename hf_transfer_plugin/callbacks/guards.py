@@ -5,7 +5,7 @@ import threading
 from typing import Any
 
 import torch
-from torch import nn
+from torch import distributed, nn
 from transformers import TrainerCallback
 
 
@@ -44,8 +44,8 @@ class NonFiniteLossCallback(TrainerCallback):
 
 class InterruptCallback(TrainerCallback):
     """
-    Lets the first Ctrl-C finish the step and save a checkpoint; a second one stops at once. Call `release` when
-    training is over, also after an error.
+    Lets the first Ctrl-C finish the step and save a checkpoint; a second one stops at once. Of several processes all
+    stop after the same step, whichever hears of it first. Call `release` when training is over, also after an error.
     """
 
     def __init__(self) -> None:
@@ -63,6 +63,7 @@ class InterruptCallback(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Saves and stops."""
+        self.interrupted = _anywhere(self.interrupted, args.device)
         if self.interrupted:
             control.should_save = True
             control.should_training_stop = True
@@ -72,3 +73,12 @@ class InterruptCallback(TrainerCallback):
         if self._before is not None:
             signal.signal(signal.SIGINT, self._before)
             self._before = None
+
+
+def _anywhere(flag: bool, device: torch.device) -> bool:
+    """Whether the flag is up on any process."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return flag
+    raised = torch.tensor(int(flag), device=device)
+    distributed.all_reduce(raised, distributed.ReduceOp.MAX)
+    return bool(raised)
