@@ -49,12 +49,12 @@ class Runs(Watcher):
         self.rates.append([group["initial_lr"] for group in optimizer.param_groups])
 
 
-def search(make_trainer, model_init, schedule, space, *, trials=3, groups=None):
+def search(make_trainer, model_init, schedule, space, *, trials=2, groups=None):
     """Runs a search on an attached Trainer, and gives what each trial did."""
     library("optuna").logging.set_verbosity(30)
     runs = Runs()
     trainer = Trainer(
-        model_init=model_init, args=make_trainer(max_steps=4).args, train_dataset=rows(), eval_dataset=rows(8),
+        model_init=model_init, args=make_trainer(max_steps=2).args, train_dataset=rows(), eval_dataset=rows(8),
         callbacks=[runs],
     )  # fmt: skip
     attach(trainer, schedule=schedule, learning_rates=LayerwiseDecay(0.5), groups=groups)
@@ -73,10 +73,10 @@ def test_every_trial_of_a_search_freezes_its_own_fresh_model_and_takes_the_trial
         make_trainer, model_init, freeze_first(4),
         lambda trial: {"learning_rate": trial.suggest_float("learning_rate", 1e-3, 1e-2)},
     )  # fmt: skip
-    assert len(runs.runs) == 3
-    assert len(made) >= 4
+    assert len(runs.runs) == 2
+    assert len(made) >= 3
     assert all(moved(run[0], run[-1]) == HEAD for run in runs.runs)
-    assert len({rates[0] for rates in runs.rates}) == 3
+    assert len({rates[0] for rates in runs.rates}) == 2
 
 
 def test_groups_are_found_anew_where_a_trial_makes_a_deeper_model(make_trainer):
@@ -306,7 +306,7 @@ def test_a_create_optimizer_of_its_own_works_with_a_schedule_for_two_runs(make_t
         assert moved(run[6], run[-1]) >= {name for name in run[0] if "key.bias" not in name}
 
 
-@pytest.mark.parametrize("rates", [LayerwiseDecay(0.9), LayerwiseDecay(warmup_steps=2), SlantedTriangular()])
+@pytest.mark.parametrize("rates", [LayerwiseDecay(0.9), SlantedTriangular()])
 def test_a_create_optimizer_of_its_own_is_refused_with_learning_rates(make_trainer, rates):
     trainer = make_trainer(cls=OwnSGD, lr_scheduler_type="constant")
     attach(trainer, schedule=GradualUnfreezing(), learning_rates=rates)
