@@ -1,5 +1,8 @@
+from contextlib import nullcontext
+
 import pytest
 import torch
+from accelerate.utils import FullyShardedDataParallelPlugin
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -278,3 +281,17 @@ def test_transfer_seq2seq_trainer_takes_a_schedule(make_trainer):
     before = weights(trainer.model)
     trainer.train()
     assert torch.equal(before["shared.weight"], trainer.model.shared.weight)
+
+
+@pytest.mark.parametrize(
+    ("fsdp_version", "use_orig_params", "taken"), [(2, None, True), (1, True, True), (1, False, False)]
+)
+def test_fsdp_1_without_the_original_parameters_is_refused_and_fsdp_2_is_not(
+    make_trainer, monkeypatch, fsdp_version, use_orig_params, taken
+):
+    trainer = make_trainer()
+    trainer.is_fsdp_enabled = True
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=fsdp_version, use_orig_params=use_orig_params)
+    monkeypatch.setattr(trainer.accelerator.state, "fsdp_plugin", plugin, raising=False)
+    with nullcontext() if taken else pytest.raises(ValueError, match="Set `use_orig_params: true`, or use FSDP 2"):
+        attach(trainer, schedule=GradualUnfreezing())

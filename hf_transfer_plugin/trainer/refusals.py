@@ -70,7 +70,9 @@ def _refuse_changing(trainer: Trainer) -> None:
             "DeepSpeed fixes the trainable parameters when it starts, so a changing schedule trains wrongly under it. "
             "Use a fixed policy such as `freeze_first(k)`, or one run for each stage."
         )
-    if trainer.is_fsdp_enabled and not getattr(trainer.accelerator.state.fsdp_plugin, "use_orig_params", True):
+    plugin = trainer.accelerator.state.fsdp_plugin if trainer.is_fsdp_enabled else None
+    # FSDP 2 always keeps the original parameters, and its plugin says None.
+    if plugin is not None and plugin.fsdp_version == 1 and not plugin.use_orig_params:
         raise ValueError(
             "FSDP without `use_orig_params` loses the names of the parameters, so a changing schedule freezes the "
             "wrong ones. Set `use_orig_params: true`, or use FSDP 2."
