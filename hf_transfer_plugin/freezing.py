@@ -272,11 +272,13 @@ class FrozenModules:
     Args:
         model (`nn.Module`):
             The model.
+        keep_dropout (`bool`, *optional*, defaults to `False`):
+            Hold only running statistics still, and let frozen modules drop out as they did in pre-training.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, keep_dropout: bool = False) -> None:
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
-        self._model = model
+        self._model, self._keep_dropout = model, keep_dropout
 
     def update(self, learning: frozenset[str]) -> None:
         """
@@ -285,7 +287,10 @@ class FrozenModules:
                 Names of the parameters that learn from now on.
         """
         self.release()
-        for module in still_modules(self._model, learning):
+        modules = still_modules(self._model, learning)
+        if self._keep_dropout:
+            modules = [m for module in modules for m in module.modules() if hasattr(m, "running_mean")]
+        for module in modules:
             self._handles.append(module.register_forward_pre_hook(_be_still, prepend=True))
 
     def release(self) -> None:

@@ -24,7 +24,7 @@ STRATEGIES = {
     "gradual": GradualUnfreezing(),
     "chain": ChainThaw(),
     "lp-ft": LinearProbeThenFineTune(frozen=1),
-    "plateau": PlateauUnfreezing(),
+    "plateau": PlateauUnfreezing(min_delta=0.05),
     "sampling": LayerSampling(active=1, every=2),
     "freeze-first": freeze_first(2),
 }

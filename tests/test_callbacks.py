@@ -4,7 +4,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import nn
-from transformers import ResNetConfig, ResNetForImageClassification, TrainerCallback
+from transformers import TrainerCallback
 
 import hf_transfer_plugin.callbacks.head as head_module
 from hf_transfer_plugin import (
@@ -74,40 +74,6 @@ def test_a_model_frozen_before_the_trainer_is_refused_with_the_way_out(make_trai
     trainer = make_trainer(model, callbacks=[FreezingCallback(GradualUnfreezing())])
     with pytest.raises(RuntimeError, match=r"lacks \d+, e.g. 'bert.encoder.*Do not freeze the model yourself"):
         trainer.train()
-
-
-def test_frozen_batchnorm_does_not_move_in_a_trainer(make_trainer):
-    model = ResNetForImageClassification(
-        ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
-    )
-    generator = torch.Generator().manual_seed(0)
-    data = [
-        {"pixel_values": torch.randn(3, 32, 32, generator=generator), "labels": torch.tensor(i % 2)} for i in range(16)
-    ]
-    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    trainer = make_trainer(model, train=data, callbacks=[FreezingCallback(feature_extraction())], max_steps=3)
-    trainer.train()
-    assert all(torch.equal(before[name], buffer) for name, buffer in model.named_buffers())
-    control = make_trainer(model, train=data, callbacks=[FreezingCallback(full())], max_steps=3)
-    control.train()
-    assert not all(torch.equal(before[name], buffer) for name, buffer in model.named_buffers())
-
-
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_frozen_bottom_layers_are_neither_recomputed_nor_differentiated(make_trainer, checkpointing):
-    model, calls, differentiated = bert(), [], []
-    for i, block in enumerate(model.bert.encoder.layer):
-        block.output.dense.register_full_backward_hook(lambda m, into, out, i=i: differentiated.append(i))
-        block.attention.register_forward_pre_hook(
-            lambda m, args, i=i: calls.append(i) if torch.is_grad_enabled() else None
-        )
-    trainer = make_trainer(
-        model, callbacks=[FreezingCallback(freeze_first(3))], max_steps=1, activation_checkpointing=checkpointing
-    )
-    trainer.train()
-    assert calls.count(0) == calls.count(1) == 1
-    assert calls.count(2) == (2 if checkpointing else 1)
-    assert differentiated == [2]
 
 
 def test_the_number_of_trainable_parameters_is_logged_and_kept_in_the_history(make_trainer):
@@ -195,22 +161,6 @@ def test_solving_the_head_leaves_the_random_state_alone(make_trainer):
         return order[-4:]
 
     assert run(LinearProbeThenFineTune()) == run(full())
-
-
-@pytest.mark.parametrize(
-    "schedule", [GradualUnfreezing(), LinearProbeThenFineTune(), LayerSampling(active=1, every=2)]
-)
-@pytest.mark.parametrize("step", [3, 6])
-def test_a_resumed_run_ends_bitwise_as_the_uninterrupted_one(make_trainer, tmp_path, schedule, step):
-    settings = {"save_strategy": "steps", "save_steps": 3}
-    whole = make_trainer(bert(), callbacks=[FreezingCallback(schedule)], **settings)
-    whole.train()
-    torch.manual_seed(99)
-    resumed = make_trainer(bert(), callbacks=[callback := FreezingCallback(schedule)], **settings)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / f"checkpoint-{step}"))
-    expected = weights(whole.model)
-    assert all(torch.equal(expected[name], value) for name, value in weights(resumed.model).items())
-    assert callback.phases[0]["step"] == 0
 
 
 def test_a_nan_loss_stops_the_run_and_names_the_step(make_trainer):

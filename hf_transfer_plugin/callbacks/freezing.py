@@ -64,6 +64,8 @@ class FreezingCallback(TrainerCallback):
             Layer groups; discovered where they are not given.
         learning_rates (`LayerwiseDecay` or `SlantedTriangular`, *optional*):
             Factors that change with the step; [`attach`] passes them.
+        keep_dropout (`bool`, *optional*, defaults to `False`):
+            Let frozen layers drop out as in training; their BatchNorm stays still all the same.
 
     Raises:
         ValueError: At the start of training, if schedule, model and arguments do not fit together.
@@ -81,7 +83,15 @@ class FreezingCallback(TrainerCallback):
         "training, or use `attach(trainer, schedule=...)`."
     )
 
-    def __init__(self, schedule: Any, *, groups: LayerGroups | None = None, learning_rates: Any = None) -> None:
+    def __init__(
+        self,
+        schedule: Any,
+        *,
+        groups: LayerGroups | None = None,
+        learning_rates: Any = None,
+        keep_dropout: bool = False,
+    ) -> None:
+        self.keep_dropout = keep_dropout
         self.schedule, self.groups, self.learning_rates = schedule, groups, learning_rates
         self.phases: list[dict[str, Any]] = []
         self._still: FrozenModules | None = None
@@ -101,7 +111,7 @@ class FreezingCallback(TrainerCallback):
             self._found = [n for n, parameter in parameters_by_name(model).items() if parameter.requires_grad]
         else:  # The run before broke off: the model is still as that run froze it.
             self._still.release()
-        self._still = FrozenModules(model)
+        self._still = FrozenModules(model, keep_dropout=self.keep_dropout)
         self._rate_groups = groups_of(optimizer, model, groups)
         if isinstance(self.schedule, LinearProbeThenFineTune) and state.global_step == 0:
             solve_output_layer(model, groups, kwargs["train_dataloader"], self.schedule)

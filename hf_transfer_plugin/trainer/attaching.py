@@ -28,8 +28,8 @@ class _Attachment(FreezingCallback):
     )
     made_optimizer = False
 
-    def __init__(self, trainer: Trainer, schedule: Any, learning_rates: Any, groups: LayerGroups) -> None:
-        super().__init__(schedule, groups=groups, learning_rates=learning_rates)
+    def __init__(self, trainer: Trainer, schedule: Any, **options: Any) -> None:
+        super().__init__(schedule, **options)
         self._trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -66,6 +66,7 @@ def attach(
     learning_rates: Any = None,
     terms: Sequence[LossTerm] = (),
     groups: LayerGroups | None = None,
+    keep_dropout: bool = False,
 ) -> LayerGroups:
     """
     Gives any Trainer freezing, an unfreezing schedule and layer-wise learning rates.
@@ -84,6 +85,8 @@ def attach(
             Terms added to the loss; the Trainer must then be a [`TransferTrainer`] or use [`TransferMixin`].
         groups (`LayerGroups`, *optional*):
             Layer groups; discovered where they are not given.
+        keep_dropout (`bool`, *optional*, defaults to `False`):
+            Let frozen layers drop out as in training; their BatchNorm stays still all the same.
 
     Returns:
         `LayerGroups`: The layer groups in use.
@@ -111,7 +114,7 @@ def attach(
         groups.require_head(chosen.name)
     # At wrap time every parameter that will ever learn must be trainable, or DDP never synchronises it.
     set_trainable(model, ever_learning_names(chosen, model, groups))
-    attachment = _Attachment(trainer, chosen, learning_rates, groups)
+    attachment = _Attachment(trainer, chosen, groups=groups, learning_rates=learning_rates, keep_dropout=keep_dropout)
     trainer.optimizer_cls_and_kwargs = optimizer_factory(trainer, attachment)
     # Behind Trainer's own, which says when to save; before all loggers, so that they see what is added to the logs.
     callbacks = trainer.callback_handler.callbacks

@@ -26,6 +26,8 @@ class TransferMixin:
             See [`attach`].
         groups (`LayerGroups`, *optional*):
             See [`attach`].
+        keep_dropout (`bool`, *optional*, defaults to `False`):
+            See [`attach`].
     """
 
     terms: tuple[LossTerm, ...] = ()
@@ -38,6 +40,7 @@ class TransferMixin:
         learning_rates: Any = None,
         terms: Sequence[LossTerm] = (),
         groups: LayerGroups | None = None,
+        keep_dropout: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -48,6 +51,7 @@ class TransferMixin:
                 learning_rates=learning_rates,
                 terms=terms,
                 groups=groups,
+                keep_dropout=keep_dropout,
             )
 
     def compute_loss(

@@ -40,10 +40,10 @@ def keep_master_weights(model: nn.Module, learning: AbstractSet[str], args: Any)
         return 0
     turned = 0
     for module in owners:
-        for parameter in module.parameters(recurse=False):
-            if parameter.dtype in _HALVES:
-                parameter.data = parameter.data.float()
-                turned += parameter.numel()
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            if tensor.dtype in _HALVES:
+                tensor.data = tensor.data.float()
+                turned += tensor.numel()
     logger.info("%s weights that will learn are kept in 32 bits.", f"{turned:,}")
     return turned
 
