@@ -48,6 +48,8 @@ LAUNCHES = {
 class Watcher(TrainerCallback):
     """Notes weights and what learns before each step, what the scaler skipped, and the optimizer's settings."""
 
+    freezing: FreezingCallback
+
     def __init__(self) -> None:
         self.weights: list[dict[str, torch.Tensor]] = []
         self.learning: list[set[str]] = []
@@ -146,18 +148,26 @@ def trainer_of(
     )
     trainer.remove_callback(PrinterCallback)
     attach(trainer, schedule=schedule, learning_rates=rates)
+    for watcher in callbacks:
+        watcher.freezing = freezing_of(trainer)
     return trainer
 
 
+def freezing_of(trainer: Trainer) -> FreezingCallback:
+    return next(c for c in trainer.callback_handler.callbacks if isinstance(c, FreezingCallback))
+
+
 def thaw_steps(trainer: Trainer) -> list[int]:
-    callback = next(c for c in trainer.callback_handler.callbacks if isinstance(c, FreezingCallback))
-    return [phase["step"] for phase in callback.phases]
+    return [phase["step"] for phase in freezing_of(trainer).phases]
 
 
 def assert_only_the_learning_move(watcher: Watcher) -> None:
     """In every step that was taken, what is frozen keeps its bits, and something of every learning layer moves."""
     assert len(watcher.weights) == STEPS + 1, f"{len(watcher.weights) - 1} steps"
     for step, learning in enumerate(watcher.learning):
+        named = [phase["groups"] for phase in watcher.freezing.phases if phase["step"] <= step][-1]
+        wanted = {n for group in watcher.freezing.groups if group.name in named for n in group.parameters}
+        assert learning == wanted, f"step {step} trains {len(learning)} parameters instead of {len(wanted)}"
         moved = watcher.moved(step)
         assert moved <= learning, f"frozen but moved in step {step}: {sorted(moved - learning)[:3]}"
         matrices = {name for name in learning if watcher.weights[0][name].ndim > 1 and not watcher.skipped[step]}
