@@ -120,11 +120,13 @@ def check_head(model: nn.Module, groups: LayerGroups) -> list[str]:
         `list[str]`: Faults.
     """
     last = set(groups[-1].parameters)
-    own = _own_output(model)
+    own, tied = _output_layer(model)
     new = newly_initialised(model)
     faults = [f"head: {name} of the output layer lies below" for name in sorted(own - last)[:1]]
     if own and not groups.has_head:
         faults.append("head: the output layer is not tied, yet there is no head group")
+    if tied and groups.has_head:
+        faults.append("head: the output layer is tied, yet there is a head group")
     if new is None:
         return faults
     faults += [f"head: {name} is newly initialised but lies below" for name in sorted(new - last)[:1]]
@@ -134,15 +136,17 @@ def check_head(model: nn.Module, groups: LayerGroups) -> list[str]:
     return faults
 
 
-def _own_output(model: nn.Module) -> set[str]:
-    """Parameters of the output layer, unless it shares them with an embedding."""
+def _output_layer(model: nn.Module) -> tuple[set[str], bool]:
+    """Parameters of the output layer, if it has some of its own; and whether it shares them with an embedding."""
     try:
-        output = model.get_output_embeddings()
+        output, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     except (AttributeError, NotImplementedError):
-        return set()
+        return set(), False
+    tables = [embedding, *(m for m in model.modules() if isinstance(m, nn.Embedding))]
+    shared = {id(p) for table in tables if isinstance(table, nn.Module) for p in table.parameters()}
     ours = {id(p) for p in output.parameters()} if isinstance(output, nn.Module) else set()
-    shared = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    return set() if ours & shared else {name for name, p in model.named_parameters() if id(p) in ours}
+    own = {name for name, p in model.named_parameters() if id(p) in ours}
+    return (set(), True) if ours & shared else (own, False)
 
 
 def newly_initialised(model: nn.Module) -> set[str] | None:

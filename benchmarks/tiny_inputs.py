@@ -146,7 +146,8 @@ def candidates(model: nn.Module) -> Iterator[Inputs]:
         if key in tried or (not chosen and not written):
             continue
         tried.add(key)
-        if not written and len(chosen) == 1 and chosen.get("pixel_values", torch.empty(0)).ndim == 4:
+        alone = not written and "decoder_input_ids" not in accepted
+        if alone and len(chosen) == 1 and chosen.get("pixel_values", torch.empty(0)).ndim == 4:
             # In torch 2.13 some convolutions give wrong gradients to a single image (CvT's, by finite differences).
             chosen = {"pixel_values": torch.cat([chosen["pixel_values"], chosen["pixel_values"].flip(-1)])}
         for words in _texts(model, chosen) if written else [{}]:
