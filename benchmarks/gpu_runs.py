@@ -54,6 +54,7 @@ class Watcher(TrainerCallback):
         self.weights: list[dict[str, torch.Tensor]] = []
         self.learning: list[set[str]] = []
         self.skipped: list[bool] = []
+        self.scale = 1.0
         self.groups: list[dict[str, Any]] = []
         self.graphs: list[int] = []
 
@@ -62,10 +63,11 @@ class Watcher(TrainerCallback):
         self.weights.append(weights_of(model))
         self.learning.append({name for name, p in model.named_parameters() if p.requires_grad})
         self.groups = [dict(group, params=len(group["params"])) for group in kwargs["optimizer"].param_groups]
+        self.scale = scale_of(kwargs["optimizer"])
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
-        """Whether the scaler let the step be taken."""
-        self.skipped.append(bool(getattr(optimizer, "step_was_skipped", False)))
+        """The scale falls with a skipped step; a fused optimizer skips by itself, and Accelerate does not know."""
+        self.skipped.append(scale_of(optimizer) < self.scale)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Graphs compiled so far."""
@@ -90,6 +92,11 @@ class Overflowing(Trainer):
         """Infinite at the chosen steps."""
         loss = super().compute_loss(*args, **kwargs)
         return loss * float("inf") if self.state.global_step in self.at else loss
+
+
+def scale_of(optimizer: Any) -> float:
+    scaler = getattr(optimizer, "scaler", None)
+    return 1.0 if scaler is None else scaler.get_scale()
 
 
 def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
