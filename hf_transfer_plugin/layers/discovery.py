@@ -22,9 +22,11 @@ def discover_layer_groups(
     """
     Divides the parameters of a model into ordered layer groups: embeddings, one group a block, head.
 
-    Tried in this order: the user's patterns; family rules (encoder-decoder, two towers, stages, shared weights); the
-    largest list of same-class modules; `embeddings`, `body`, `head`. A forward pass on dummy inputs checks that the
-    blocks run in the order found. It leaves mode, buffers and random state of the model untouched.
+    Tried in this order: the user's patterns; family rules (encoder-decoder, towers, stages, shared weights); the
+    largest list of same-class modules; `embeddings`, `body`, `head`. The towers of a multimodal model follow one
+    another, the language model last; the groups are unverified until a batch has run them all. A forward pass on
+    dummy inputs checks that the blocks run in the order found. It leaves mode, buffers and random state of the model
+    untouched.
 
     Args:
         model (`nn.Module`):
@@ -33,7 +35,8 @@ def discover_layer_groups(
             Regular expressions, input first; each makes one group of the parameters that it matches
             (`re.search`, the first match counts). Together they must match every parameter.
         inputs (`Mapping[str, Any]`, *optional*):
-            A real batch for the check, where dummy inputs do not fit the model.
+            A real batch for the check, where dummy inputs do not fit the model. A tower that it leaves idle, as a
+            text does a vision tower, goes with the embeddings.
 
     Returns:
         `LayerGroups`: The groups, input first, head last.
@@ -71,9 +74,13 @@ def discover_layer_groups(
 
 
 def _confirmed(layouts: Sequence[Layout], order: CallOrder) -> Layout | None:
-    """First layout whose blocks hand their output on; failing that, the first whose blocks run in order."""
-    for agrees in (order.chained, order.in_order):
+    """
+    First layout of several towers whose blocks run in order, or of one whose blocks hand their output on; failing
+    that, the first of any whose blocks run in order.
+    """
+    for strict in (True, False):
         for layout in layouts:
+            agrees = order.chained if strict and len(layout.chains) == 1 else order.in_order
             running = [chain for chain in layout.chains if layout.ran or order.moment(chain[0][0]) >= 0]
             after_another = [link for chain in running for link in chain]
             if all(agrees(chain) for chain in running) and (layout.parallel or order.in_order(after_another)):

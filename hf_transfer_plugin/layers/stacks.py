@@ -176,13 +176,14 @@ def _towers(model: nn.Module, stacks: Sequence[Stack]) -> list[Stack]:
             owner = f"{owner}.{side.group()}"
         towers.setdefault(owner, []).append(stack)
     mains = {owner: _main(found, inner.get(owner)) for owner, found in towers.items()}
-    return [
-        stack
-        for owner, stack in mains.items()
-        # What stands around a larger model inside it, such as convolutions before it, is no tower.
-        if not any(o != owner and o.startswith(f"{owner}." if owner else "") and stack.size < s.size
-                   for o, s in mains.items())
-    ]  # fmt: skip
+    depth = _text_depth(getattr(model, "config", None))
+
+    def stands_around(owner: str, stack: Stack) -> bool:
+        """What lies around a larger model, such as the convolutions before it, is no tower; the text model is one."""
+        inside = [mains[o] for o in mains if o != owner and o.startswith(f"{owner}." if owner else "")]
+        return len(stack.blocks) != depth and any(stack.size < other.size for other in inside)
+
+    return [stack for owner, stack in mains.items() if not stands_around(owner, stack)]
 
 
 def _main(stacks: list[Stack], owner: nn.Module | None) -> Stack:
