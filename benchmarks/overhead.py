@@ -2,10 +2,11 @@
 What this package costs when it has nothing to do: a training step with `attach` and nothing frozen, against a plain
 Trainer; and the comparison of weights between processes, on a model of BERT-base's size.
 
-    python benchmarks/overhead.py            # about six minutes on two cores; writes results/overhead.json
+    python benchmarks/overhead.py            # about six minutes on one core; writes results/overhead.json
 
-Steps are taken in turns, a block of one Trainer and a block of the other, and the median of the blocks' ratios is
-given, so that a slow spell of the machine falls on both. Time is processor time of one thread.
+Two Trainers take a step each in turn, and the median of the neighbouring steps' ratios is given, so that a slow spell
+of the machine falls on both; several rounds, since where the memory lies alone makes two equal Trainers differ. Time
+is processor time with one thread; a control pairs two plain Trainers.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import json
 import platform
 import statistics
 import tempfile
+import threading
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,53 +40,70 @@ def make_model(size: tuple[int, int, int, int]) -> BertForSequenceClassification
     return BertForSequenceClassification(config)
 
 
-class Clock(TrainerCallback):
-    """Processor seconds of every step, from the end of one to the end of the next."""
+class Turns(TrainerCallback):
+    """Two Trainers in two threads, one step each in turn; notes the processor seconds of every step."""
 
-    def __init__(self) -> None:
-        self.marks: list[float] = []
+    def __init__(self, mine: threading.Semaphore, other: threading.Semaphore) -> None:
+        self.mine, self.other, self.seconds, self.started = mine, other, [], 0.0
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Waits for its turn."""
+        self.mine.acquire()
+        self.started = time.process_time()
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        self.marks.append(time.process_time())
+        """Notes the step and lets the other go on."""
+        self.seconds.append(time.process_time() - self.started)
+        self.other.release()
+        self.mine.acquire()
+        self.started = time.process_time()
 
-    def steps(self) -> list[float]:
-        # The first two steps allocate.
-        return [b - a for a, b in zip(self.marks[2:], self.marks[3:], strict=False)]
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        """Lets the other finish."""
+        self.other.release()
 
 
-def steps_of(ours: bool, size: tuple[int, int, int, int], count: int, folder: str) -> list[float]:
+def make_trainer(ours: bool, size: tuple[int, int, int, int], count: int, folder: str, turns: Turns) -> Trainer:
     torch.manual_seed(0)
-    rows = [
-        {"input_ids": torch.randint(5, 30000, (64,)), "labels": torch.tensor(i % 2)} for i in range(8 * (count + 3))
-    ]
+    rows = [{"input_ids": torch.randint(5, 30000, (64,)), "labels": torch.tensor(i % 2)} for i in range(8 * count)]
     args = TrainingArguments(
-        folder, max_steps=count + 3, per_device_train_batch_size=8, use_cpu=True, report_to="none", disable_tqdm=True,
+        folder, max_steps=count, per_device_train_batch_size=8, use_cpu=True, report_to="none", disable_tqdm=True,
         save_strategy="no", logging_steps=10_000, dataloader_pin_memory=False, warmup_steps=2,
     )  # fmt: skip
-    clock = Clock()
-    trainer = Trainer(model=make_model(size), args=args, train_dataset=rows, callbacks=[clock])
+    trainer = Trainer(model=make_model(size), args=args, train_dataset=rows, callbacks=[turns])
     if ours:
         attach(trainer, schedule=full(), learning_rates=LayerwiseDecay(0.95, warmup_steps=10))
-    trainer.train()
-    return clock.steps()
+    return trainer
 
 
-def attach_ratio(size: tuple[int, int, int, int], blocks: int, count: int) -> dict[str, Any]:
-    pairs = []
+def paired_steps(second: bool, swapped: bool, size: tuple[int, int, int, int], count: int) -> list[float]:
+    """Ratios of neighbouring steps, of a Trainer of the second kind to a plain one."""
+    locks = threading.Semaphore(1), threading.Semaphore(0)
+    turns = Turns(*locks), Turns(*reversed(locks))
+    plain, other = reversed(turns) if swapped else turns
     with tempfile.TemporaryDirectory() as folder:
-        for block in range(blocks):
-            order = (False, True) if block % 2 else (True, False)
-            seconds = {ours: statistics.median(steps_of(ours, size, count, folder)) for ours in order}
-            pairs.append((seconds[False], seconds[True]))
-            print(f"  block {block}: plain {seconds[False]:.4f} s, attached {seconds[True]:.4f} s a step", flush=True)
-    ratios = sorted(ours / plain for plain, ours in pairs)
-    return {
-        "plain_step_seconds": statistics.median(plain for plain, _ in pairs),
-        "ratio_median": statistics.median(ratios),
-        "ratio_lowest": ratios[0],
-        "ratio_highest": ratios[-1],
-        "blocks": blocks,
-    }
+        trainers = make_trainer(False, size, count, folder, plain), make_trainer(second, size, count, folder, other)
+        threads = [threading.Thread(target=trainer.train) for trainer in trainers]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    # The first steps allocate.
+    return [b / a for a, b in zip(plain.seconds[3:], other.seconds[3:], strict=True)]
+
+
+def attach_ratio(size: tuple[int, int, int, int], rounds: int, count: int) -> dict[str, Any]:
+    """Medians over rounds; the control pairs two plain Trainers. Each round allocates anew and swaps who begins."""
+    found: dict[str, Any] = {"rounds": rounds, "pairs_a_round": count - 3}
+    for name, second in (("control", False), ("attached", True)):
+        medians = []
+        for number in range(rounds):
+            medians.append(statistics.median(paired_steps(second, number % 2 == 1, size, count)))
+            print(f"  {name}, round {number}: {medians[-1]:.4f}", flush=True)
+        found[name] = {
+            "ratio_median": statistics.median(medians), "lowest": min(medians), "highest": max(medians)
+        }  # fmt: skip
+    return found
 
 
 def callback_milliseconds() -> float:
@@ -127,8 +146,8 @@ def agreement_milliseconds() -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--blocks", type=int, default=9, help="pairs of runs (default: 9)")
-    parser.add_argument("--steps", type=int, default=12, help="timed steps in each (default: 12)")
+    parser.add_argument("--rounds", type=int, default=10, help="pairs of Trainers (default: 10)")
+    parser.add_argument("--steps", type=int, default=16, help="steps of each Trainer (default: 16)")
     options = parser.parse_args()
     torch.set_num_threads(1)
     result: dict[str, Any] = {
@@ -136,11 +155,11 @@ def main() -> None:
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "machine": platform.machine(),
         "agreement": agreement_milliseconds(),
-        "callback_milliseconds": callback_milliseconds(),
+        "callback_milliseconds_a_step": callback_milliseconds(),
     }
     print(json.dumps(result, indent=2))
     size = "384 wide, 6 layers"
-    result["attach"] = {size: attach_ratio(SIZES[size], options.blocks, options.steps)}
+    result["attach"] = {size: attach_ratio(SIZES[size], options.rounds, options.steps)}
     print(json.dumps(result["attach"], indent=2))
     RESULTS.write_text(json.dumps(result, indent=2) + "\n")
 

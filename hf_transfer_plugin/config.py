@@ -118,6 +118,8 @@ class TransferConfig:
             the strategy that the committed comparison shows best.
         learning_rates (`str` or `dict`, *optional*):
             How the rate differs between layer groups, in the same form.
+        keep_dropout (`bool`, *optional*, defaults to `False`):
+            Let frozen layers drop out as in training, instead of holding them wholly still.
         base_model_id (`str`, *optional*):
             Hub id that the card names as the base model, where `model` is a local folder.
         model_revision (`str`, *optional*):
@@ -175,6 +177,7 @@ class TransferConfig:
         default=None,
         metadata={"help": f"Rates per layer group: {', '.join(LEARNING_RATE_NAMES)}, or a JSON object."},
     )
+    keep_dropout: bool = field(default=False, metadata={"help": "Let frozen layers drop out as in training."})
     base_model_id: str | None = field(default=None, metadata={"help": "Hub id of a local base model, for the card."})
     model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})

@@ -34,11 +34,8 @@ class RankAgreement:
         self.checked_at = -1
         self._names = [group.name for group in groups]
         parameters = parameters_by_name(model)
-        sharded = isinstance(model, FullyShardedDataParallel)
-        self._parameters = [
-            [p for p in (parameters[n] for n in group.parameters) if not sharded and not isinstance(p, DTensor)]
-            for group in groups
-        ]
+        whole = [] if is_sharded(model) else list(groups)
+        self._parameters = [[parameters[n] for n in group.parameters] for group in whole]
         self._samples = [_samples(group) for group in self._parameters]
         self._device = next(iter(parameters.values())).device
 
@@ -103,20 +100,36 @@ class RankAgreement:
             )
 
 
-def check_ddp(args: Any) -> None:
+def is_sharded(model: nn.Module) -> bool:
+    """
+    Args:
+        model (`nn.Module`):
+            A model as it is trained.
+
+    Returns:
+        `bool`: Whether each process holds only a part of the weights (FSDP, tensor parallel, ZeRO-3).
+    """
+    if isinstance(model, FullyShardedDataParallel):
+        return True
+    return any(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in model.parameters())
+
+
+def check_ddp(args: Any, *, sharded: bool) -> None:
     """
     Refuses what a changing schedule cannot live with under DDP.
 
     Args:
         args (`TrainingArguments`):
             The arguments.
+        sharded (`bool`):
+            Whether the processes run FSDP or DeepSpeed instead.
 
     Raises:
         ValueError: With the way out.
     """
     if args.ddp_static_graph:
         raise ValueError("`ddp_static_graph=True` forbids a changing schedule. Leave it out.")
-    if args.parallel_mode.value != "distributed" or args.fsdp or args.deepspeed:
+    if sharded or args.parallel_mode.value != "distributed":
         return
     checkpointing = bool(args.activation_checkpointing)
     if args.ddp_find_unused_parameters is False or (checkpointing and args.ddp_find_unused_parameters is None):

@@ -7,7 +7,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback
 
-from hf_transfer_plugin.callbacks.agreement import RankAgreement, check_ddp
+from hf_transfer_plugin.callbacks.agreement import RankAgreement, check_ddp, is_sharded
 from hf_transfer_plugin.callbacks.head import solve_output_layer
 from hf_transfer_plugin.callbacks.resuming import STATE_KEY, remember_run
 from hf_transfer_plugin.freezing import (
@@ -191,7 +191,7 @@ class FreezingCallback(TrainerCallback):
                 "`lr_scheduler_type`."
             )
         if not isinstance(self.schedule, FreezingPolicy):
-            check_ddp(args)
+            check_ddp(args, sharded=is_sharded(model))
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         named = parameters_by_name(model)
         missing = sorted(n for n in ever_learning_names(self.schedule, model, groups) if id(named[n]) not in held)

@@ -289,13 +289,16 @@ def make_trainer(prepared: Prepared, *callbacks: TrainerCallback) -> Trainer:
         compute_metrics=task.compute_metrics(data),
         callbacks=added,
     )
-    # The loss is a mean over examples. Many heads take the number of items and ignore it, and Trainer then trusts them
-    # to have divided: gradients would grow with accumulation and with the number of processes.
-    trainer.model_accepts_loss_kwargs = False
     trainer.remove_callback(PrinterCallback)
     if trainer.pop_callback(ProgressCallback) is not None:
         trainer.add_callback(_QuietProgress)
-    attach(trainer, schedule=prepared.strategy, learning_rates=prepared.rates, groups=prepared.groups)
+    attach(
+        trainer,
+        schedule=prepared.strategy,
+        learning_rates=prepared.rates,
+        groups=prepared.groups,
+        keep_dropout=prepared.config.keep_dropout,
+    )
     return trainer
 
 

@@ -82,4 +82,4 @@ def _refuse_changing(trainer: Trainer) -> None:
         args.ddp_find_unused_parameters = True
         if trainer.accelerator.ddp_handler is not None:
             trainer.accelerator.ddp_handler.find_unused_parameters = True
-    check_ddp(args)
+    check_ddp(args, sharded=trainer.is_fsdp_enabled)
