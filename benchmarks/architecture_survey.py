@@ -274,7 +274,9 @@ def main() -> None:
         if options.only:
             print(json.dumps(rows[name], indent=1))
         RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
+        half = RESULTS.with_suffix(".half")
+        half.write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
+        half.replace(RESULTS)
     else:
         print("Nothing is left.")
     RESULTS.with_suffix(".md").write_text(table(rows))

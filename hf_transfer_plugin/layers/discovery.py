@@ -144,9 +144,12 @@ def _has_tied_head(model: nn.Module) -> bool:
 
 def _outside_base(model: nn.Module, name: str) -> bool:
     """Whether a parameter stands outside the base model, that is, in the task's head."""
+    return _has_base(model) and not name.startswith(f"{model.base_model_prefix}.")
+
+
+def _has_base(model: nn.Module) -> bool:
     prefix = getattr(model, "base_model_prefix", "")
-    has_base = bool(prefix) and isinstance(getattr(model, prefix, None), nn.Module)
-    return has_base and not name.startswith(f"{prefix}.")
+    return bool(prefix) and isinstance(getattr(model, prefix, None), nn.Module)
 
 
 def _assign(model: nn.Module, layout: Layout, order: CallOrder | None, tied: bool) -> dict[str, str]:
@@ -197,6 +200,8 @@ class _Clock:
 
     def __init__(self, model: nn.Module, layout: Layout, order: CallOrder | None, owners: Mapping[str, str]) -> None:
         self.layout, self.owners = layout, owners
+        # Where no part of the model is called its base, a head may lie inside one of the towers.
+        self.nested = len(layout.chains) > 1 and not _has_base(model)
         self.tables = {f"{path}.weight" for path, m in model.named_modules() if isinstance(m, nn.Embedding)}
         self.listed = {name: float(i) for i, (name, _) in enumerate(model.named_parameters())}
         chains = [[block for link in chain for block in link] for chain in layout.chains]
@@ -235,7 +240,7 @@ class _Clock:
 
     def _closing(self, name: str) -> str:
         """After the last block: a pooler is the task's, a final norm or projection closes the body."""
-        is_head = _POOLER.search(name) or (len(self.layout.chains) > 1 and _HEAD.search(name))
+        is_head = _POOLER.search(name) or (self.nested and _HEAD.search(name))
         return "head" if is_head else self.layout.names[-1]
 
 
