@@ -3,7 +3,13 @@
 import pytest
 import torch
 import torch._dynamo.utils
-from transformers import ResNetConfig, ResNetForImageClassification, TrainerCallback
+from transformers import (
+    ReformerConfig,
+    ReformerForSequenceClassification,
+    ResNetConfig,
+    ResNetForImageClassification,
+    TrainerCallback,
+)
 
 from hf_transfer_plugin import (
     FreezingCallback,
@@ -74,6 +80,21 @@ def test_frozen_bottom_layers_are_neither_recomputed_nor_differentiated(make_tra
     assert calls.count(0) == calls.count(1) == 1
     assert calls.count(2) == (2 if checkpointing else 1)
     assert differentiated == [2]
+
+
+def test_reversible_layers_learn_over_frozen_embeddings(make_trainer):
+    config = ReformerConfig(
+        attn_layers=["local", "local"], hidden_size=16, attention_head_size=8, num_attention_heads=2, vocab_size=120,
+        feed_forward_size=32, axial_pos_embds=False, max_position_embeddings=40, local_attn_chunk_length=4,
+        is_decoder=False, num_labels=2,
+    )  # fmt: skip
+    model, watcher = ReformerForSequenceClassification(config), Watcher()
+    trainer = make_trainer(model, callbacks=[watcher], max_steps=2)
+    groups = attach(trainer, schedule=freeze_first(1))
+    trainer.train()
+    moved = {name for name in watcher.seen[0] if not torch.equal(watcher.seen[0][name], watcher.seen[-1][name])}
+    assert not moved & set(groups[0].parameters)
+    assert all(moved & set(group.parameters) for group in groups[1:])
 
 
 def resnet():

@@ -36,7 +36,7 @@ class RankAgreement:
         parameters = parameters_by_name(model)
         whole = [] if is_sharded(model) else list(groups)
         self._parameters = [[parameters[n] for n in group.parameters] for group in whole]
-        self._samples = [_samples(group) for group in self._parameters]
+        self._samples: list[list[list[torch.Tensor]]] | None = None
         self._device = next(iter(parameters.values())).device
 
     def check_sample(self, learning: Iterable[str], step: int) -> None:
@@ -75,6 +75,8 @@ class RankAgreement:
         Returns:
             `list[int]`: Of each group the sum of the sampled entries' bits, read as integers.
         """
+        if self._samples is None:
+            self._samples = [_samples(group) for group in self._parameters]
         return [sum(_sum(torch.cat(views)) for views in group) for group in self._samples]
 
     def all_sums(self) -> list[int]:
