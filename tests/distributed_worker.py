@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
@@ -149,7 +150,15 @@ def disagreements(out, rank):
         STRATEGIES["other"] = GradualUnfreezing(until=0.0) if rank else GradualUnfreezing()
         return message(attached(out / "o", ("other", "sgd", 1, False), batch=4).train)
 
+    def blind():
+        """A head that drops the count, met on one process by a batch whose loss is no number."""
+        with pytest.MonkeyPatch.context() as patch:
+            if rank:
+                patch.setattr(torch.nn.CrossEntropyLoss, "forward", lambda *args: torch.tensor(float("nan")))
+            return attached(out / "b", batch=4).model_accepts_loss_kwargs
+
     return {
+        "one blind": blind(),
         "at a thaw": run(layer, 2),
         "before a save": run(one_entry, 5, save_strategy="steps", save_steps=6),
         "not looked at": run(one_entry, 7),
@@ -251,7 +260,7 @@ def main():
     assert args.world_size == 2
     found = globals()[name](out, args.process_index)
     (out / f"{name}-{args.process_index}.json").write_text(json.dumps(found))
-    torch.distributed.destroy_process_group()
+    torch.distributed.barrier()
 
 
 if __name__ == "__main__":

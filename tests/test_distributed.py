@@ -76,6 +76,7 @@ def test_what_cannot_go_right_is_refused(launch):
 def test_ranks_that_disagree_stop_the_run(launch):
     _, (first, second) = launch("disagreements")
     assert first == second
+    assert first["one blind"] is False
     assert "After step 2 the processes no longer agree on the weights of 'layer.1'" in first["at a thaw"]
     assert "After step 6 the processes no longer agree on the weights of 'embeddings'" in first["before a save"]
     assert first["not looked at"] == "no error"

@@ -128,7 +128,7 @@ class FreezingCallback(TrainerCallback):
         # Without this hook frozen blocks at the bottom are neither differentiated nor recomputed.
         if args.activation_checkpointing and _non_reentrant(args) and hasattr(model, "disable_input_require_grads"):
             model.disable_input_require_grads()
-        # Reversible layers write their own backward pass, which is not called where nothing that enters them needs one.
+        # The backward pass of reversible layers is their own, and not called where nothing that enters them needs one.
         if getattr(getattr(model, "config", None), "model_type", None) == "reformer":
             model.enable_input_require_grads()
         self._apply(self._learning_at(progress_of(args, state), model), state, model)

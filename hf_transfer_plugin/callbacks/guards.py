@@ -5,8 +5,10 @@ import threading
 from typing import Any
 
 import torch
-from torch import distributed, nn
+from torch import nn
 from transformers import TrainerCallback
+
+from hf_transfer_plugin.callbacks.agreement import anywhere
 
 
 class NonFiniteLossCallback(TrainerCallback):
@@ -63,7 +65,7 @@ class InterruptCallback(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Saves and stops."""
-        self.interrupted = _anywhere(self.interrupted, args.device)
+        self.interrupted = anywhere(self.interrupted, args.device)
         if self.interrupted:
             control.should_save = True
             control.should_training_stop = True
@@ -73,12 +75,3 @@ class InterruptCallback(TrainerCallback):
         if self._before is not None:
             signal.signal(signal.SIGINT, self._before)
             self._before = None
-
-
-def _anywhere(flag: bool, device: torch.device) -> bool:
-    """Whether the flag is up on any process."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return flag
-    raised = torch.tensor(int(flag), device=device)
-    distributed.all_reduce(raised, distributed.ReduceOp.MAX)
-    return bool(raised)

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from transformers import Trainer
 
+from hf_transfer_plugin.callbacks.agreement import anywhere
+
 logger = logging.getLogger(__name__)
 
 
@@ -60,7 +62,8 @@ def mend_loss_scale(trainer: Trainer, batch: dict[str, Any] | None, *, rescales:
     Returns:
         `bool`: Whether `compute_loss` shall rescale.
     """
-    if batch is None or not _drops_count(trainer, batch):
+    # A batch may tell nothing, as one without targets; yet all processes must count, or none.
+    if not anywhere(batch is not None and _drops_count(trainer, batch), trainer.args.device) or batch is None:
         return False
     many = averages_over_tokens(batch["labels"])
     if many and rescales:
@@ -112,7 +115,7 @@ def _same_loss(trainer: Trainer, model: nn.Module, inputs: dict[str, Any]) -> bo
     """Whether the loss is the same for a count and for four times that count."""
     counts = [count_targets(trainer, inputs) * factor for factor in (1, 4)]
     losses = [model(**inputs, num_items_in_batch=count)["loss"] for count in counts]
-    if not torch.equal(*losses):
+    if not torch.equal(*losses) or not losses[0].any():
         return False
     if type(trainer).compute_loss is Trainer.compute_loss:
         return True
