@@ -4,9 +4,9 @@ Trainer; and the comparison of weights between processes, on a model of BERT-bas
 
     python benchmarks/overhead.py            # about six minutes on one core; writes results/overhead.json
 
-Two Trainers take a step each in turn, and the median of the neighbouring steps' ratios is given, so that a slow spell
-of the machine falls on both; several rounds, since where the memory lies alone makes two equal Trainers differ. Time
-is processor time with one thread; a control pairs two plain Trainers.
+One Trainer takes every second step as a plain one would, with the same weights in the same memory: where the memory
+lies makes two equal Trainers differ by more than what is measured. Given is the median of the neighbouring steps'
+ratios. Time is processor time with one thread; a control compares plain steps with plain steps.
 """
 
 import argparse
@@ -14,7 +14,6 @@ import json
 import platform
 import statistics
 import tempfile
-import threading
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,9 +21,16 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+)
 
-from hf_transfer_plugin import LayerwiseDecay, attach, discover_layer_groups
+from hf_transfer_plugin import FreezingCallback, LayerwiseDecay, attach, discover_layer_groups
 from hf_transfer_plugin.callbacks.agreement import RankAgreement
 from hf_transfer_plugin.freezing import full
 
@@ -40,66 +46,73 @@ def make_model(size: tuple[int, int, int, int]) -> BertForSequenceClassification
     return BertForSequenceClassification(config)
 
 
-class Turns(TrainerCallback):
-    """Two Trainers in two threads, one step each in turn; notes the processor seconds of every step."""
+class Toggle(TrainerCallback):
+    """
+    Takes every second step as a plain Trainer would: the same parameters, moments and memory, but two groups in the
+    optimizer, as many rates in its scheduler, and no callback of ours. Notes the processor seconds of every step.
+    """
 
-    def __init__(self, mine: threading.Semaphore, other: threading.Semaphore) -> None:
-        self.mine, self.other, self.seconds, self.started = mine, other, [], 0.0
+    def __init__(self, trainer: Trainer, ours_first: bool, control: bool) -> None:
+        self.trainer, self.ours_first, self.control = trainer, ours_first, control
+        self.seconds: dict[bool, list[float]] = {True: [], False: []}
+        self.arms: dict[bool, tuple[Any, ...]] = {}
+        self.started = 0.0
 
-    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        """Waits for its turn."""
-        self.mine.acquire()
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Prepares the plain arm beside ours."""
+        optimizer, scheduler = kwargs["optimizer"].optimizer, kwargs["lr_scheduler"]
+        self.optimizer, self.scheduler, self.handler = optimizer, scheduler, self.trainer.callback_handler
+        plain = []
+        for decay in sorted({group["weight_decay"] for group in optimizer.param_groups}, reverse=True):
+            same = [group for group in optimizer.param_groups if group["weight_decay"] == decay]
+            plain.append({**same[0], "params": [p for group in same for p in group["params"]]})
+        theirs = [c for c in self.handler.callbacks if not isinstance(c, FreezingCallback)]
+        self.arms[True] = optimizer.param_groups, scheduler.lr_lambdas, scheduler.base_lrs, self.handler.callbacks
+        count = len(plain)
+        self.arms[False] = plain, scheduler.lr_lambdas[:count], scheduler.base_lrs[:count], theirs
+        self.switch(state)
+
+    def switch(self, state: Any) -> None:
+        """Sets the arm of the next step."""
+        self.ours = (state.global_step % 2 == 0) == self.ours_first
+        arm = self.arms[self.ours and not self.control]
+        self.optimizer.param_groups, self.scheduler.lr_lambdas, self.scheduler.base_lrs, callbacks = arm
+        # Trainer goes through this very list while it is exchanged.
+        self.handler.callbacks = callbacks
         self.started = time.process_time()
 
-    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        """Notes the step and lets the other go on."""
-        self.seconds.append(time.process_time() - self.started)
-        self.other.release()
-        self.mine.acquire()
-        self.started = time.process_time()
-
-    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
-        """Lets the other finish."""
-        self.other.release()
-
-
-def make_trainer(ours: bool, size: tuple[int, int, int, int], count: int, folder: str, turns: Turns) -> Trainer:
-    torch.manual_seed(0)
-    rows = [{"input_ids": torch.randint(5, 30000, (64,)), "labels": torch.tensor(i % 2)} for i in range(8 * count)]
-    args = TrainingArguments(
-        folder, max_steps=count, per_device_train_batch_size=8, use_cpu=True, report_to="none", disable_tqdm=True,
-        save_strategy="no", logging_steps=10_000, dataloader_pin_memory=False, warmup_steps=2,
-    )  # fmt: skip
-    trainer = Trainer(model=make_model(size), args=args, train_dataset=rows, callbacks=[turns])
-    if ours:
-        attach(trainer, schedule=full(), learning_rates=LayerwiseDecay(0.95, warmup_steps=10))
-    return trainer
-
-
-def paired_steps(second: bool, swapped: bool, size: tuple[int, int, int, int], count: int) -> list[float]:
-    """Ratios of neighbouring steps, of a Trainer of the second kind to a plain one."""
-    locks = threading.Semaphore(1), threading.Semaphore(0)
-    turns = Turns(*locks), Turns(*reversed(locks))
-    plain, other = reversed(turns) if swapped else turns
-    with tempfile.TemporaryDirectory() as folder:
-        trainers = make_trainer(False, size, count, folder, plain), make_trainer(second, size, count, folder, other)
-        threads = [threading.Thread(target=trainer.train) for trainer in trainers]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    # The first steps allocate.
-    return [b / a for a, b in zip(plain.seconds[3:], other.seconds[3:], strict=True)]
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Notes the step."""
+        self.seconds[self.ours].append(time.process_time() - self.started)
+        self.switch(state)
 
 
 def attach_ratio(size: tuple[int, int, int, int], rounds: int, count: int) -> dict[str, Any]:
-    """Medians over rounds; the control pairs two plain Trainers. Each round allocates anew and swaps who begins."""
-    found: dict[str, Any] = {"rounds": rounds, "pairs_a_round": count - 3}
-    for name, second in (("control", False), ("attached", True)):
-        medians = []
+    """Medians over rounds of the ratio of neighbouring steps; the control compares plain steps with plain steps."""
+    found: dict[str, Any] = {"rounds": rounds, "pairs_a_round": count // 2 - 2}
+    for name in ("control", "attached"):
+        medians, groups = [], []
         for number in range(rounds):
-            medians.append(statistics.median(paired_steps(second, number % 2 == 1, size, count)))
+            torch.manual_seed(number)
+            rows = [
+                {"input_ids": torch.randint(5, 30000, (64,)), "labels": torch.tensor(i % 2)} for i in range(8 * count)
+            ]
+            with tempfile.TemporaryDirectory() as folder:
+                args = TrainingArguments(
+                    folder, max_steps=count, per_device_train_batch_size=8, use_cpu=True, report_to="none",
+                    disable_tqdm=True, save_strategy="no", logging_steps=10_000, dataloader_pin_memory=False,
+                )  # fmt: skip
+                trainer = Trainer(model=make_model(size), args=args, train_dataset=rows)
+                attach(trainer, schedule=full(), learning_rates=LayerwiseDecay(0.95, warmup_steps=10))
+                toggle = Toggle(trainer, number % 2 == 1, name == "control")
+                trainer.add_callback(toggle)
+                trainer.train()
+            groups = [len(toggle.arms[ours][0]) for ours in (True, False)]
+            # The first steps allocate.
+            pairs = zip(toggle.seconds[True][2:], toggle.seconds[False][2:], strict=True)
+            medians.append(statistics.median(ours / plain for ours, plain in pairs))
             print(f"  {name}, round {number}: {medians[-1]:.4f}", flush=True)
+        found["optimizer_groups"] = groups
         found[name] = {
             "ratio_median": statistics.median(medians), "lowest": min(medians), "highest": max(medians)
         }  # fmt: skip
@@ -108,10 +121,6 @@ def attach_ratio(size: tuple[int, int, int, int], rounds: int, count: int) -> di
 
 def callback_milliseconds() -> float:
     """The callback's own work at a step in which nothing is thawed, timed by itself."""
-    from transformers import TrainerState
-
-    from hf_transfer_plugin import FreezingCallback
-
     model = make_model(SIZES["768 wide, 12 layers (BERT-base)"])
     groups = discover_layer_groups(model)
     callback = FreezingCallback(full(), groups=groups, learning_rates=LayerwiseDecay(0.95, warmup_steps=10))
@@ -146,8 +155,8 @@ def agreement_milliseconds() -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=10, help="pairs of Trainers (default: 10)")
-    parser.add_argument("--steps", type=int, default=16, help="steps of each Trainer (default: 16)")
+    parser.add_argument("--rounds", type=int, default=10, help="Trainers of each kind (default: 10)")
+    parser.add_argument("--steps", type=int, default=40, help="steps of each Trainer (default: 40)")
     options = parser.parse_args()
     torch.set_num_threads(1)
     result: dict[str, Any] = {

@@ -154,6 +154,14 @@ class TransferConfig:
             Texts are truncated to that many tokens; without it to what the model can read.
         early_stopping_patience (`int`, *optional*):
             Stop after that many evaluations without improvement.
+        demo_examples (`int`, *optional*, defaults to 4):
+            Rows of the evaluation data that are kept in the record, to try the model on; they are published with it.
+        license (`str`, *optional*):
+            Licence of the model, as the Hub names it (`apache-2.0`).
+        language (`list[str]`, *optional*):
+            ISO codes of the data's languages (`en`).
+        dataset_license (`str`, *optional*):
+            Licence of the data.
 
     Raises:
         ConfigError: With every fault at once.
@@ -198,6 +206,10 @@ class TransferConfig:
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after that many evaluations without improvement."}
     )
+    demo_examples: int = field(default=4, metadata={"help": "Rows kept to try the model on; published with it."})
+    license: str | None = field(default=None, metadata={"help": "Licence of the model, as the Hub names it."})
+    language: list[str] | None = field(default=None, metadata={"help": "ISO codes of the data's languages."})
+    dataset_license: str | None = field(default=None, metadata={"help": "Licence of the data."})
 
     def __post_init__(self) -> None:
         problems = [*self._name_problems(), *self._spec_problems(), *self._number_problems()]
@@ -230,6 +242,8 @@ class TransferConfig:
     def _number_problems(self) -> Iterable[str]:
         if not isinstance(self.validation_fraction, (int, float)) or not 0 <= self.validation_fraction < 1:
             yield f"`validation_fraction` must be at least 0 and below 1, but got {self.validation_fraction!r}."
+        if not isinstance(self.demo_examples, int) or isinstance(self.demo_examples, bool) or self.demo_examples < 0:
+            yield f"`demo_examples` must be a whole number of at least 0, but got {self.demo_examples!r}."
         for name in ("max_train_samples", "max_length", "early_stopping_patience"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):

@@ -55,7 +55,8 @@ class TransferRecord:
         class_names (`list[str]`):
             Names of the classes in the order of their numbers; empty for regression.
         dataset (`dict`):
-            `name`, `fingerprint`, `splits` (rows for each), `columns` (role -> column), `truncated` (rows cut off).
+            `name`, `fingerprint`, `splits` (rows for each), `columns` (role -> column), `truncated` (rows cut off),
+            `license` where it is known.
         strategy (`dict`):
             `{"name": ..., **fields}`.
         learning_rates (`dict` or `None`):
@@ -76,10 +77,20 @@ class TransferRecord:
             Precision, recall, F1 and support of each class.
         confusion_matrix (`list[list[int]]`):
             Rows are the true classes, columns the predicted ones.
+        per_subset (`dict[str, dict]`):
+            Metrics of each subset of the rows.
+        examples (`list[dict]`):
+            Rows of `metrics_split` to try the model on: role of the column -> value.
+        license (`str` or `None`):
+            Licence of the model, as the Hub names it.
+        language (`list[str]`):
+            ISO codes of the languages of the data.
         baselines (`dict[str, dict]`):
             Metrics and seconds of what fine-tuning must beat: `majority`, `linear_probe`.
         seconds (`dict[str, float]`):
             Wall-clock seconds of `train` and `evaluate`; `train_cpu` is processor time of the main process.
+        energy (`dict[str, float]`):
+            `kwh` and `kg_co2` of training, where codecarbon measured them.
         hardware (`dict`):
             Device and cores.
         versions (`dict[str, str]`):
@@ -105,8 +116,13 @@ class TransferRecord:
     metrics_split: str = ""
     per_class: dict[str, dict[str, float]] = field(default_factory=dict)
     confusion_matrix: list[list[int]] = field(default_factory=list)
+    per_subset: dict[str, dict[str, float]] = field(default_factory=dict)
+    examples: list[dict[str, Any]] = field(default_factory=list)
+    license: str | None = None
+    language: list[str] = field(default_factory=list)
     baselines: dict[str, dict[str, float]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    energy: dict[str, float] = field(default_factory=dict)
     hardware: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     created: str = ""

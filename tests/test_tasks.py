@@ -742,3 +742,26 @@ def test_labels_that_are_not_the_models_are_refused(labels, names, problem_type,
 def test_features_of_another_type_still_load():
     rows = labelled([0, 1] * ROWS).cast(Features({"text": Value("large_string"), "label": Value("uint8")}))
     assert read(rows).class_names == ("0", "1")
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "names", "labels", "expected"),
+    [
+        ("single_label_classification", ("bad", "good"), [0, 0, 1], ["bad", "good", "bad"]),
+        ("multi_label_classification", ("a", "b"), [[1.0, 1.0], [0.0, 1.0], [0.0, 0.0]], [["a", "b"], ["b"], []]),
+        ("regression", (), [0.5, 1.5, -2.0], [0.5, 1.5, -2.0]),
+    ],
+)
+def test_examples_are_short_rows_of_every_label(problem_type, names, labels, expected):
+    rows = Dataset.from_dict({"text": ["x" * 301, "one", "two", "three"], "label": [labels[0], *labels]})
+    found = TASKS["text-classification"].examples(
+        TaskData(DatasetDict({"test": rows}), {}, problem_type, names), "test", 3
+    )
+    assert sorted(map(str, (row["label"] for row in found))) == sorted(map(str, expected))
+    assert {row["text"] for row in found} == {"one", "two", "three"}
+    assert (
+        TASKS["text-classification"].examples(
+            TaskData(DatasetDict({"test": rows}), {}, problem_type, names), "test", 0
+        )
+        == []
+    )

@@ -118,6 +118,8 @@ def run_quickstart(
         validation_fraction=0.0,
         learning_rates=learning_rates,
         class_names=["negative", "positive"],
+        license="apache-2.0",
+        language=["en"],
     )
     args = TrainingArguments(output_dir=output_dir, num_train_epochs=epochs, seed=seed, report_to="none", **arguments)
     return finetune(

@@ -65,7 +65,10 @@ def start_record(prepared: Any) -> TransferRecord:
             "validation_held_out": data.held_out,
             "columns": data.columns,
             "truncated": prepared.truncated,
+            **({"license": config.dataset_license} if config.dataset_license else {}),
         },
+        license=config.license,
+        language=list(config.language or ()),
         strategy=prepared.strategy.to_dict(),
         learning_rates=prepared.rates.to_dict() if prepared.rates is not None else None,
         groups=[{"name": g.name, "parameters": n} for g, n in zip(groups, groups.sizes, strict=True)],
@@ -113,6 +116,7 @@ def finish_record(record: TransferRecord, prepared: Any, trainer: Any, predictio
     logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
     for name, value in prepared.task.report(prepared.data, logits, prediction.label_ids).items():
         setattr(record, name, value)
+    record.examples = prepared.task.examples(prepared.data, split, prepared.config.demo_examples)
     trainer.save_model()
     if trainer.is_world_process_zero():
         # A pickle that may hold a token in clear; the record has what matters of it.

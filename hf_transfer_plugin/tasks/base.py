@@ -66,6 +66,8 @@ class Task:
             `(data, logits, labels)` -> per-class metrics and confusion matrix, for the record.
         majority (`Callable`):
             `(data, split)` -> metrics of always giving the commonest answer.
+        examples (`Callable`):
+            `(data, split, count)` -> rows to try the model on, for the record: role of the column -> value.
         best_metric (`Callable`):
             `(data)` -> the metric that decides, and whether greater is better.
     """
@@ -79,4 +81,5 @@ class Task:
     compute_metrics: Callable[[TaskData], Callable[[Any], dict[str, float]]] = field(repr=False)
     report: Callable[[TaskData, Any, Any], dict[str, Any]] = field(repr=False)
     majority: Callable[[TaskData, str], dict[str, float]] = field(repr=False)
+    examples: Callable[[TaskData, str, int], list[dict[str, Any]]] = field(repr=False)
     best_metric: Callable[[TaskData], tuple[str, bool]] = field(repr=False)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ TEXT_COLUMNS = (
     "title",
 )
 PAIR_COLUMNS = {"sentence1": "sentence2", "premise": "hypothesis", "question1": "question2", "text1": "text2"}
+SHORT = 300
 LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "sentiment", "score", "rating", "stars")
 
 
@@ -296,6 +298,38 @@ def majority(data: TaskData, split: str) -> dict[str, float]:
     return _metrics(answers, labels, data)
 
 
+def examples(data: TaskData, split: str, count: int) -> list[dict[str, Any]]:
+    """
+    Args:
+        data (`TaskData`):
+            The rows.
+        split (`str`):
+            Split to take them from.
+        count (`int`):
+            How many.
+
+    Returns:
+        `list[dict[str, Any]]`: The first short rows, of every label in turn; `label` is the class name, the names of
+        all that hold, or the number.
+    """
+    waiting: dict[Any, list[dict[str, Any]]] = {}
+    for row in data.splits[split]:
+        if all(len(text) <= SHORT for role, text in row.items() if role != "label"):
+            label = _named(row["label"], data)
+            kind = None if data.problem_type == REGRESSION else str(label)
+            waiting.setdefault(kind, []).append({**row, "label": label})
+    turns = zip_longest(*(rows[:count] for _, rows in sorted(waiting.items(), key=lambda item: str(item[0]))))
+    return [row for turn in turns for row in turn if row is not None][:count]
+
+
+def _named(label: Any, data: TaskData) -> Any:
+    if data.problem_type == SINGLE:
+        return data.class_names[label]
+    if data.problem_type == MULTI:
+        return [name for name, holds in zip(data.class_names, label, strict=True) if holds]
+    return float(np.ravel(label)[0])
+
+
 def _best_metric(data: TaskData) -> tuple[str, bool]:
     return {SINGLE: ("accuracy", True), MULTI: ("f1_macro", True), REGRESSION: ("mse", False)}[data.problem_type]
 
@@ -310,5 +344,6 @@ TEXT_CLASSIFICATION = Task(
     compute_metrics=compute_metrics,
     report=report,
     majority=majority,
+    examples=examples,
     best_metric=_best_metric,
 )
