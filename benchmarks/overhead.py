@@ -77,6 +77,7 @@ class Toggle(TrainerCallback):
         self.ours = (state.global_step % 2 == 0) == self.ours_first
         arm = self.arms[self.ours and not self.control]
         self.optimizer.param_groups, self.scheduler.lr_lambdas, self.scheduler.base_lrs, callbacks = arm
+        self.scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]
         # Trainer goes through this very list while it is exchanged.
         self.handler.callbacks = callbacks
         self.started = time.process_time()
