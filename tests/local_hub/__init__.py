@@ -1,0 +1,7 @@
+"""A Hub of our own over real HTTP, for the real huggingface_hub client: see `LocalHub`."""
+
+from tests.local_hub.faults import Fault
+from tests.local_hub.server import LocalHub, online
+from tests.local_hub.xet import AVAILABLE as XET_AVAILABLE
+
+__all__ = ["XET_AVAILABLE", "Fault", "LocalHub", "online"]
