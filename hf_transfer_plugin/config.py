@@ -162,6 +162,11 @@ class TransferConfig:
             ISO codes of the data's languages (`en`).
         dataset_license (`str`, *optional*):
             Licence of the data.
+        push (`str`, *optional*):
+            `USER/NAME` to push the finished run to. With `hub_strategy="checkpoint"` every checkpoint goes to the
+            private repository `USER/NAME-checkpoints` on the way.
+        resume_from_hub (`str`, *optional*):
+            `USER/NAME` of a run whose checkpoints were pushed: it continues here.
 
     Raises:
         ConfigError: With every fault at once.
@@ -210,6 +215,10 @@ class TransferConfig:
     license: str | None = field(default=None, metadata={"help": "Licence of the model, as the Hub names it."})
     language: list[str] | None = field(default=None, metadata={"help": "ISO codes of the data's languages."})
     dataset_license: str | None = field(default=None, metadata={"help": "Licence of the data."})
+    push: str | None = field(default=None, metadata={"help": "Push the finished run to this USER/NAME on the Hub."})
+    resume_from_hub: str | None = field(
+        default=None, metadata={"help": "Continue the run whose checkpoints were pushed for this USER/NAME."}
+    )
 
     def __post_init__(self) -> None:
         problems = [*self._name_problems(), *self._spec_problems(), *self._number_problems()]

@@ -1,5 +1,6 @@
 """Card and plot, rendered from a record alone."""
 
+import ast
 import importlib.util
 import re
 from dataclasses import replace
@@ -16,7 +17,15 @@ from hf_transfer_plugin.record import TransferRecord
 from hf_transfer_plugin.tasks import TASKS, TaskData
 
 HOSTILE = "<script>alert(1)</script>|*x*"
-SECTIONS = ["Results", "What was trained when", "Training data", "Training procedure", "Limits"]
+SECTIONS = [
+    "How to get started",
+    "Results",
+    "What was trained when",
+    "Training data",
+    "Training procedure",
+    "Cost",
+    "Uses and limits",
+]
 
 
 def record(**changes):
@@ -33,7 +42,12 @@ def record(**changes):
             "splits": {"train": 1800, "validation": 200, "test": 25000},
             "validation_held_out": True,
             "truncated": 12,
+            "fingerprint": "0123abcd",
+            "license": "odc-by",
         },
+        "license": "apache-2.0",
+        "language": ["en"],
+        "examples": [{"text": 'It was "good"\n.', "label": "good"}],
         "strategy": {"name": "gradual-unfreezing", "every": None, "until": 0.2},
         "learning_rates": {"name": "layerwise-decay", "decay": 0.9},
         "groups": [{"name": name, "parameters": 1000} for name in ("embeddings", "layer.0", "head")],
@@ -79,6 +93,8 @@ def test_metadata_is_what_the_hub_reads():
     assert data.library_name == "transformers"
     assert data.base_model == "google-bert/bert-base-uncased"
     assert data.base_model_relation == "finetune"
+    assert data.license == "apache-2.0"
+    assert data.language == ["en"]
     assert data.datasets == ["stanfordnlp/imdb"]
     assert data.metrics == ["accuracy", "f1"]
     assert data.tags == ["hf-transfer-plugin", "transfer-learning", "gradual-unfreezing"]
@@ -138,18 +154,60 @@ def test_card_tells_what_was_done():
         "| **this model** | **0.912** | **0.900** | 61.2 |",
         "| good | 0.900 | 0.800 | 0.850 | 12,500 |",
         "The model has 3,000 parameters in 3 layer groups.",
-        "| 7 | embeddings, layer.0, head | 3,000 |",
+        "| bad | 11,000 | 1,500 |",
+        "| 0 | embeddings, layer.0 | head | 1,000 | 33.3% | 0.0001 |",
+        "| 7 | nothing | embeddings - head | 3,000 | 100.0% | 1e-05 (embeddings) to 3e-05 (head) |",
+        'pipeline("text-classification", model=".")',
+        'print(classify("It was \\"good\\"\\n.", top_k=None))',
+        "Licence of the data: odc-by.",
+        "Fingerprint of the encoded training rows: 0123abcd.",
+        "- It answers with one of its 2 classes and nothing else, also where none fits.",
+        "- The data's language: en. Nothing is known of other languages.",
+        "- It does not read the end of long texts.",
         "1,800 rows train; 200 rows validation; 25,000 rows test.",
         "The validation rows were held out of the training split.",
         "12 rows were longer than the model reads and were truncated.",
         "Classes: bad, good.",
         "| strategy | name: gradual-unfreezing, until: 0.2 |",
         "| rates per layer group | name: layerwise-decay, decay: 0.9 |",
-        "Hardware: cpu, 2 cores. Date: 2026-11-21.",
+        "Hardware: cpu, 2 cores.",
+        "Training took 61.2 s.",
+        "Date: 2026-11-21.",
         "Versions: torch 2.13.0, transformers 5.23.0.",
     ):
         assert told in text, told
     assert "which was also looked at" not in text
+
+
+def test_energy_subsets_and_processes_are_told_where_they_are_known():
+    text = render_card(
+        record(
+            energy={"kwh": 0.0125, "kg_co2": 0.0021},
+            per_subset={"short|texts": {"accuracy": 0.5}, "long": {"accuracy": 0.75}},
+            hardware={"device": "NVIDIA L4", "count": 2, "processes": 2},
+        )
+    )
+    assert "Energy by codecarbon: 0.0125 kWh, 2.1 g CO2." in text
+    assert "| short\\|texts | 0.500 |" in text
+    assert "Hardware: NVIDIA L4, 2 of them, 2 processes." in text
+    found = ModelCard(text).data.to_dict()["co2_eq_emissions"]
+    assert found == {
+        "emissions": 2.1,
+        "source": "codecarbon",
+        "training_type": "fine-tuning",
+        "hardware_used": "NVIDIA L4",
+    }
+
+
+def test_an_adapters_card_keeps_what_peft_says():
+    kept = {"library_name": "peft", "base_model": "me/base", "tags": ["base_model:adapter:me/base", "lora"]}
+    text = render_card(record(), model="me/adapter", adapter=kept)
+    data = ModelCard(text).data
+    assert (data.library_name, data.base_model, data.base_model_relation) == ("peft", "me/base", "adapter")
+    assert data.tags[:2] == ["base_model:adapter:me/base", "lora"]
+    assert "hf-transfer-plugin" in data.tags
+    assert data.eval_results
+    assert 'id2label={0: "bad", 1: "good"}' in text
 
 
 def test_measuring_on_validation_is_said():
@@ -180,6 +238,8 @@ def test_every_row_of_a_table_has_as_many_cells_as_its_head():
         ({"baselines": {}}, None, "commonest answer"),
         ({"learning_rates": None}, None, "rates per layer group"),
         ({"class_names": []}, None, "Classes:"),
+        ({"confusion_matrix": []}, None, "by answer (top)"),
+        ({"hardware": {}, "seconds": {}}, "Cost", "Hardware:"),
         ({"hardware": {}}, None, "Hardware:"),
         ({"versions": {}}, None, "Versions:"),
     ],
@@ -193,9 +253,9 @@ def test_sections_without_facts_are_left_out(changes, heading, word):
 
 def test_record_with_the_least_facts_has_a_card():
     text = render_card(TransferRecord(task="text-classification", base_model="tiny"))
-    assert headings(text) == ["Limits"]
+    assert headings(text) == ["How to get started", "Uses and limits"]
     assert "# tiny fine-tuned\n" in text
-    assert "None" not in text
+    assert "None" not in text.replace("top_k=None", "")
 
 
 def test_plot_is_shown_only_where_it_is(tmp_path):
@@ -224,7 +284,9 @@ def test_escaped_text_is_one_line_without_markup(text, expected):
     assert escape(text) == expected
 
 
-@pytest.mark.parametrize("place", ["class_names", "dataset", "base_model", "group", "strategy", "argument", "device"])
+@pytest.mark.parametrize(
+    "place", ["class_names", "dataset", "base_model", "group", "strategy", "argument", "device", "subset"]
+)
 def test_text_of_data_cannot_change_the_page(place):
     evil = f"{HOSTILE}\n\n# taken over\n---\nlicense: mit"
     values = {"precision": 0.1, "recall": 0.1, "f1": 0.1, "support": 3}
@@ -236,6 +298,7 @@ def test_text_of_data_cannot_change_the_page(place):
         "strategy": {"strategy": {"name": "freeze-pattern", "patterns": [evil]}},
         "argument": {"arguments": {"optim": evil}},
         "device": {"hardware": {"device": evil}},
+        "subset": {"per_subset": {evil: {"accuracy": 0.5}}},
     }[place]
     text = render_card(record(**changed))
     parsed = ModelCard(text)
@@ -248,11 +311,20 @@ def test_text_of_data_cannot_change_the_page(place):
     assert "*x*" not in parsed.text.replace("\\*x\\*", "")
     assert headings(text) == SECTIONS
     assert not re.search(r"^# taken over", text, flags=re.MULTILINE)
-    assert not re.search(r"^license:", text, flags=re.MULTILINE)
-    assert parsed.data.license is None
+    assert not re.search(r"^license: mit", text, flags=re.MULTILINE)
+    assert parsed.data.license == "apache-2.0"
     for line in text.splitlines():
         if "alert(1)" in line and line.startswith("|"):
-            assert len(cells(line)) in {2, 3, 5}
+            assert len(cells(line)) in {2, 3, 5, 6}
+
+
+def test_an_example_cannot_leave_its_line_of_code():
+    evil = 'x")\n```\n# taken over <b>\n'
+    text = render_card(record(examples=[{"text": evil, "label": "good"}]))
+    code = re.search(r"```python\n(.*?)\n```", text, flags=re.DOTALL).group(1)
+    assert evil in [n.value for n in ast.walk(ast.parse(code)) if isinstance(n, ast.Constant)]
+    assert headings(text) == SECTIONS
+    assert text.count("```") == 3  # of them one inside the string
 
 
 @pytest.mark.parametrize("name", ["a|b", "two\nlines: yes", "quote\"d 'name'", "- dash", "# hash", "100%", "né.csv"])

@@ -1,0 +1,228 @@
+"""The demo Space, rendered from a record alone, and the same app on this machine."""
+
+import json
+import re
+import signal
+import subprocess  # noqa: S404  the app runs as a process of its own
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import SpaceCardData
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from hf_transfer_plugin._optional import require
+from hf_transfer_plugin.hub.card import MEASURES, TEMPLATES, escape
+from hf_transfer_plugin.record import TransferRecord, write_atomically
+
+SPACE = TEMPLATES / "space"
+DEMO_VERSION = 1
+GRADIO_VERSION = "6.31.0"
+PYTHON_VERSION = "3.12.12"
+PINS = {"transformers": "5.23.0", "peft": "0.21.2"}
+CLASSES, NUMBER = ("one of its classes", "classify"), ("a number", "predict_value")
+SPACE_TASKS = {  # (task, problem type) -> what the demo answers, and its call; the app's table has the same keys
+    ("text-classification", "single_label_classification"): CLASSES,
+    ("text-classification", "multi_label_classification"): CLASSES,
+    ("text-classification", "regression"): NUMBER,
+}
+EXAMPLES = 8
+STOPPING = 10
+
+
+def render_space(record: TransferRecord, folder: str | Path, model: str, *, title: str | None = None) -> Path:
+    """
+    Writes the folder of a Space: the same record and model always give the same bytes.
+
+    Args:
+        record (`TransferRecord`):
+            The record.
+        folder (`str` or `Path`):
+            Where to write; created where it is missing.
+        model (`str`):
+            Hub id of the trained model, e.g. `"me/minilm-reviews"`.
+        title (`str`, *optional*):
+            Heading of the page; from the record without it.
+
+    Returns:
+        `Path`: The folder.
+
+    Raises:
+        ValueError: If there is no demo for the task, `model` is no Hub id, or `folder` is a file.
+
+    Example:
+
+    ```python
+    >>> render_space(TransferRecord.load("quickstart-run"), "space", "me/minilm-reviews")
+    ```
+    """
+    settings = _settings(record, model, title)
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"`folder` must be a folder to write the Space to, but {str(folder)!r} is a file.")
+    for module in sorted(SPACE.glob("*.py")):
+        write_atomically(folder / module.name, module.read_bytes().decode())
+    write_atomically(folder / "README.md", _readme(record, settings))
+    write_atomically(folder / "requirements.txt", _requirements(record))
+    write_atomically(folder / "demo.json", json.dumps(settings, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    return folder
+
+
+def model_name(record: TransferRecord) -> str:
+    """
+    Names the trained model by its base and data.
+
+    Args:
+        record (`TransferRecord`):
+            The record.
+
+    Returns:
+        `str`: The part of a Hub id after the slash, e.g. `"all-MiniLM-L6-v2-rotten_tomatoes"`.
+    """
+    data = str(record.dataset.get("name", "data")).split("/")[-1].split(".")[0]
+    name = re.sub(r"[^\w.-]+", "-", f"{record.base_model.split('/')[-1]}-{data}", flags=re.ASCII)
+    return re.sub(r"[-.]{2,}", "-", name)[:90].strip("-.") or "model"
+
+
+def run_demo(run: str | Path, *, port: int | None = None, open_browser: bool = False) -> int:
+    """
+    Serves the demo of a run on this machine, until it is stopped.
+
+    Args:
+        run (`str` or `Path`):
+            The run folder.
+        port (`int`, *optional*):
+            Port; the first free one from 7860 without it.
+        open_browser (`bool`, *optional*, defaults to `False`):
+            Whether to open the page.
+
+    Returns:
+        `int`: The exit code of the app.
+
+    Raises:
+        ValueError: If `run` is no run folder, or there is no demo for its task.
+        ImportError: If gradio is not installed.
+    """
+    record = TransferRecord.load(run)
+    require("gradio", extra="demo")
+    with tempfile.TemporaryDirectory(prefix="demo-") as folder:
+        render_space(record, folder, model_name(record))
+        command = [sys.executable, "app.py", "--model", str(Path(run).resolve())]
+        command += ["--port", str(port)] if port is not None else []
+        command += ["--open_browser"] if open_browser else []
+        with _stopping_with_us(subprocess.Popen(command, cwd=folder)) as app:  # noqa: S603
+            return app.wait()
+
+
+@contextmanager
+def _stopping_with_us(child: subprocess.Popen) -> Iterator[subprocess.Popen]:
+    """Ends the app however this process ends; without it a SIGTERM would leave the server behind."""
+
+    def stop(number: int, _: Any) -> None:
+        raise SystemExit(128 + number)
+
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, stop) if main else None
+    try:
+        yield child
+    finally:
+        child.terminate()
+        try:
+            child.wait(STOPPING)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+        if main:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _settings(record: TransferRecord, model: str, title: str | None) -> dict[str, Any]:
+    if (record.task, record.problem_type) not in SPACE_TASKS:
+        known = sorted({task for task, _ in SPACE_TASKS})
+        got = f"{record.task!r} ({record.problem_type or 'no problem type'})"
+        raise ValueError(f"There are demos for {', '.join(known)}, but the record's task is {got}.")
+    try:
+        validate_repo_id(model)
+    except HFValidationError:
+        raise ValueError(f"`model` must be a Hub id such as 'me/minilm-reviews', but got {model!r}.") from None
+    inputs = [role for role in ("text", "text_pair") if role in record.dataset.get("columns", {})] or ["text"]
+    base = record.base_model.split("/")[-1]
+    return {
+        "version": DEMO_VERSION,
+        "model": model,
+        "title": " ".join((title or f"{base} fine-tuned on {record.dataset.get('name', 'your data')}").split()),
+        "task": record.task,
+        "problem_type": record.problem_type,
+        "inputs": inputs,
+        "class_names": record.class_names,
+        "base_model": record.base_model_id,
+        "examples": [{k: v for k, v in row.items() if k in {*inputs, "label"}} for row in record.examples[:EXAMPLES]],
+        "facts": _facts(record),
+    }
+
+
+def _facts(record: TransferRecord) -> dict[str, Any]:
+    shown = [name for name in MEASURES if name in record.metrics and name != "loss"]
+    if not shown:
+        return {}
+    names = {"majority": "commonest answer", "linear_probe": "linear probe on the frozen base model"}
+    rows = [(names.get(name, name), values) for name, values in record.baselines.items()]
+    split = record.metrics_split
+    return {
+        "dataset": str(record.dataset.get("name", "the data")),
+        "split": f"{split} split",
+        "rows": f"{record.dataset.get('splits', {}).get(split, 0):,}",
+        "table": [
+            ["", *(MEASURES[name] for name in shown)],
+            *(
+                [text, *(f"{v[n]:.3f}" if n in v else "" for n in shown)]
+                for text, v in [*rows, ("this model", record.metrics)]
+            ),
+        ],
+    }
+
+
+def _requirements(record: TransferRecord) -> str:
+    """Peft brings torch, in the version that the Space's hardware has; `sdk_version` brings gradio."""
+    released = {name: v for name, v in record.versions.items() if re.fullmatch(r"\d+(\.\d+)+", v)}
+    return "".join(f"{name}=={released.get(name, pin)}\n" for name, pin in PINS.items())
+
+
+def _readme(record: TransferRecord, settings: dict[str, Any]) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(SPACE),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # noqa: S701  Markdown is escaped by the filter `text`
+    )
+    environment.filters["text"] = escape
+    answer, api_name = SPACE_TASKS[record.task, record.problem_type]
+    body = environment.get_template("README.md").render(
+        **{key: settings[key] for key in ("title", "model", "base_model")},
+        gradio=GRADIO_VERSION,
+        api_name=api_name,
+        arguments=", ".join(f'"{word} text"' for word in ("a", "another")[: len(settings["inputs"])]),
+    )
+    local = record.dataset.get("local", True)
+    data = SpaceCardData(
+        title=settings["title"],
+        emoji="🔁",
+        colorFrom="blue",
+        colorTo="indigo",
+        sdk="gradio",
+        sdk_version=GRADIO_VERSION,
+        python_version=PYTHON_VERSION,
+        app_file="app.py",
+        short_description=f"A fine-tuned model gives a text {answer}",
+        models=[settings["model"]],
+        datasets=None if local else [record.dataset["name"]],
+        license=record.license,
+        tags=["hf-transfer-plugin", "transfer-learning", record.task],
+    )
+    return f"---\n{data.to_yaml()}\n---\n\n{body}"
