@@ -124,12 +124,14 @@ async def info(state, request):
 
 
 async def listed(state, request):
+    if part(request, "kind") not in KINDS:
+        raise HubError(404, "there is no such list")
     account = state.accounts.of(request)
     author, search = (request.query_params.get(key) for key in ("author", "search"))
     found = [
         described(state, repo)
         for (type, _), repo in state.repos.items()
-        if type == KINDS.get(part(request, "kind"))
+        if type == KINDS[part(request, "kind")]
         and (not repo.private or (account is not None and account.name == repo.owner))
         and (author is None or repo.owner == author)
         and (search is None or search.lower() in repo.id.lower())
