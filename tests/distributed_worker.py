@@ -179,10 +179,12 @@ def resume(out, rank):
             (folder / f"checkpoint-{step}" / "rng_state_1.pth").unlink()
     torch.distributed.barrier()
     again = attached(folder, **changes)
-    names = sorted(path.name for path in folder.iterdir())
+    untouched = sorted(path.name for path in folder.iterdir())
+    torch.distributed.barrier()
     again.train(resume_from_checkpoint=True)
     same = all(torch.equal(v, expected[k]) for k, v in again.model.state_dict().items())
-    return {"same": same, "names": names}
+    torch.distributed.barrier()
+    return {"same": same, "attached": untouched, "resumed": sorted(path.name for path in folder.iterdir())}
 
 
 # FSDP without Trainer: accelerate ignores it on CPU

@@ -85,8 +85,9 @@ def test_ranks_that_disagree_stop_the_run(launch):
 
 def test_two_processes_resume_bitwise_from_the_last_whole_checkpoint(launch):
     _, found = launch("resume")
-    whole = [f"checkpoint-{step}" for step in (1, 2, 3)]
-    assert found == [{"same": True, "names": whole + [f"incomplete-checkpoint-{s}" for s in range(4, STEPS + 1)]}] * 2
+    every = [f"checkpoint-{step}" for step in range(1, STEPS + 1)]
+    aside = [f"incomplete-{name}" for name in every[3:]]
+    assert found == [{"same": True, "attached": every, "resumed": every + aside}] * 2
 
 
 def test_sharded_models_equal_one_process(launch):

@@ -16,7 +16,7 @@ from transformers import Trainer, TrainerCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_transfer_plugin import FreezingCallback, GradualUnfreezing, LayerwiseDecay, attach
-from hf_transfer_plugin.callbacks.resuming import missing_parts
+from hf_transfer_plugin.callbacks.resuming import STATE_KEY, missing_parts, set_aside_incomplete
 from hf_transfer_plugin.freezing import bitfit, freeze_first
 from hf_transfer_plugin.layers import discover_layer_groups
 from hf_transfer_plugin.schedules import ChainThaw, LayerSampling, LinearProbeThenFineTune, PlateauUnfreezing
@@ -215,12 +215,14 @@ def test_a_checkpoint_without_one_of_its_files_is_set_aside(finished, caplog, fi
     setting, whole = finished
     damage(setting.folder / "checkpoint-2" / file)
     damage(setting.folder / "checkpoint-3" / file)
+    trainer = setting.trainer()
+    assert sorted(os.listdir(setting.folder)) == ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
     with caplog.at_level(logging.WARNING):
-        trainer = setting.trainer()
+        trainer.train(resume_from_checkpoint=True)
     assert f"checkpoint-3 is incomplete ({file}) and was renamed to incomplete-checkpoint-3" in caplog.text
-    names = sorted(os.listdir(setting.folder))
-    assert names == ["checkpoint-1", "incomplete-checkpoint-2", "incomplete-checkpoint-3"]
-    trainer.train(resume_from_checkpoint=True)
+    assert caplog.text.count("incomplete-checkpoint") == 2
+    names = {f"checkpoint-{step}" for step in (1, 2, 3)}
+    assert set(os.listdir(setting.folder)) == names | {"incomplete-checkpoint-2", "incomplete-checkpoint-3"}
     assert_same(outcome(trainer, 1), (whole[0], [entry for entry in whole[1] if entry["step"] > 1]))
 
 
@@ -239,7 +241,7 @@ def test_two_incomplete_checkpoints_of_one_step_are_both_kept(finished):
     for expected in ("incomplete-checkpoint-3", "incomplete-checkpoint-3.2"):
         shutil.copytree(setting.folder / "checkpoint-2", setting.folder / "checkpoint-3", dirs_exist_ok=True)
         (setting.folder / "checkpoint-3" / "optimizer.pt").unlink()
-        setting.trainer()
+        set_aside_incomplete(setting.trainer().args)
         assert (setting.folder / expected).is_dir()
 
 
@@ -259,14 +261,97 @@ def test_parts_of_sharded_weights_and_of_several_processes(finished):
     shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
     assert missing_parts(folder) == []
-    (folder / "rng_state.pth").rename(folder / "rng_state_0.pth")
+    written_by(folder, 2)
     assert missing_parts(folder) == []
-    assert missing_parts(folder, processes=2) == ["rng_state_1.pth"]
+    (folder / "rng_state_1.pth").unlink()
+    assert missing_parts(folder) == ["rng_state_1.pth"]
     cut(folder / "model-00002-of-00002.safetensors")
-    assert missing_parts(folder, processes=1) == ["model-00002-of-00002.safetensors"]
+    assert missing_parts(folder) == ["model-00002-of-00002.safetensors", "rng_state_1.pth"]
     (folder / "optimizer.pt").unlink()
-    assert missing_parts(folder) == ["model-00002-of-00002.safetensors", "optimizer.pt"]
-    assert missing_parts(folder, only_model=True) == ["model-00002-of-00002.safetensors"]
+    assert missing_parts(folder) == ["model-00002-of-00002.safetensors", "optimizer.pt", "rng_state_1.pth"]
+
+
+def written_by(folder, processes, state=True):
+    """Makes the checkpoint one of so many processes; a plain Trainer's state does not tell how many."""
+    mine, *others = [path.read_bytes() for path in folder.glob("rng_state*.pth")]
+    assert not others
+    (folder / "rng_state.pth").unlink()
+    for i in range(processes):
+        (folder / f"rng_state_{i}.pth").write_bytes(mine)
+    file = folder / "trainer_state.json"
+    kept = json.loads(file.read_text())
+    if state:
+        kept["stateful_callbacks"][STATE_KEY]["processes"] = processes
+    else:
+        del kept["stateful_callbacks"][STATE_KEY]["processes"]
+    file.write_text(json.dumps(kept))
+
+
+@pytest.mark.parametrize("sharded", [False, True], ids=["full", "sharded"])
+def test_parts_of_a_checkpoint_of_fsdp(finished, sharded):
+    folder = finished[0].folder / "checkpoint-3"
+    (folder / "model.safetensors").unlink()
+    if not sharded:
+        (folder / "optimizer.pt").rename(folder / "optimizer.bin")
+        torch.save({}, folder / "pytorch_model_fsdp.bin")
+        files = ("pytorch_model_fsdp.bin", "optimizer.bin")
+    else:
+        (folder / "optimizer.pt").unlink()
+        files = ("pytorch_model_fsdp_0", "optimizer_0")
+        for name in files:
+            (folder / name).mkdir()
+            (folder / name / ".metadata").write_text("whole")
+    assert missing_parts(folder) == []
+    for name in files:
+        (folder / name / ".metadata").unlink() if sharded else cut(folder / name)
+    assert missing_parts(folder) == list(files)
+
+
+@pytest.mark.parametrize("state", [True, False], ids=["ours", "plain"])
+@pytest.mark.parametrize("by_name", [True, False], ids=["named", "last"])
+def test_another_number_of_processes_is_told_and_the_run_goes_on(finished, caplog, state, by_name):
+    setting, _ = finished
+    written_by(setting.folder / "checkpoint-3", 2, state)
+    trainer = setting.trainer()
+    with caplog.at_level(logging.WARNING, logger="hf_transfer_plugin"):
+        trainer.train(resume_from_checkpoint=str(setting.folder / "checkpoint-3") if by_name else True)
+    assert "checkpoint-3 was written by 2 processes and goes on with 1: the rows and random" in caplog.text
+    assert caplog.text.count("incomplete") == 0
+
+
+def test_the_same_number_of_processes_is_no_matter_to_tell(finished, caplog):
+    with caplog.at_level(logging.WARNING, logger="hf_transfer_plugin"):
+        finished[0].trainer().train(resume_from_checkpoint=True)
+    assert "written by" not in caplog.text
+
+
+@pytest.mark.parametrize("only_model", [True, False])
+def test_checkpoints_of_the_model_alone_are_left_and_not_resumed_from(make_trainer, tmp_path, only_model):
+    setting = Setting(make_trainer, tmp_path / "run", max_steps=2, save_only_model=True)
+    setting.trainer().train()
+    names = sorted(os.listdir(setting.folder))
+    again = Setting(make_trainer, tmp_path / "run", max_steps=2, save_only_model=only_model)
+    for where in (True, str(setting.folder / "checkpoint-1")):
+        with pytest.raises(
+            ValueError, match=r"checkpoint-\d' holds nothing but the model \(`save_only_model`\). Start"
+        ):
+            again.trainer().train(resume_from_checkpoint=where)
+    assert sorted(os.listdir(setting.folder)) == names == ["checkpoint-1", "checkpoint-2"]
+
+
+def test_what_another_run_is_just_writing_is_left_alone(make_trainer, tmp_path):
+    half = tmp_path / "run" / "checkpoint-7"
+    half.mkdir(parents=True)
+    (half / "model.safetensors").write_bytes(b"")
+    Setting(make_trainer, tmp_path / "run", max_steps=1, save_strategy="no").trainer().train()
+    assert half.is_dir()
+
+
+def test_without_an_output_folder_there_is_nothing_to_resume_from(make_trainer, tmp_path):
+    trainer = Setting(make_trainer, tmp_path / "run", max_steps=1, save_strategy="no").trainer()
+    trainer.args.output_dir = None
+    with pytest.raises(ValueError, match="There is no whole checkpoint in None to resume from"):
+        trainer.train(resume_from_checkpoint=True)
 
 
 # Another run

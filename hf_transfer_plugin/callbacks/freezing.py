@@ -123,6 +123,7 @@ class FreezingCallback(TrainerCallback):
             "list of layer groups": [group.name for group in groups],
         }
         remember_run(state, facts)
+        state.stateful_callbacks[STATE_KEY]["processes"] = args.world_size
         self._agreement = RankAgreement(model, groups)
         self._replay(args, state, model)
         # Without this hook frozen blocks at the bottom are neither differentiated nor recomputed.

@@ -14,34 +14,62 @@ STATE_KEY = "hf_transfer_plugin"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin", "adapter_model.safetensors", "adapter_model.bin")
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _SHARDED = ("pytorch_model_fsdp*", "*/adapter_model.*", "global_step*")
+_PROGRESS = ("optimizer*", "scheduler.pt", "rng_state*.pth", "global_step*")
 
 
-def missing_parts(checkpoint: Path, *, only_model: bool = False, processes: int = 1) -> list[str]:
+def missing_parts(checkpoint: Path) -> list[str]:
     """
-    What a checkpoint lacks. Trainer writes its folder in place, `trainer_state.json` last, and goes on in silence
-    where the optimizer's state is missing.
+    What a checkpoint lacks of what its run writes. Trainer writes its folder in place, `trainer_state.json` last, and
+    goes on in silence where the optimizer's state is missing.
 
     Args:
         checkpoint (`Path`):
             Folder of the checkpoint.
-        only_model (`bool`, *optional*, defaults to `False`):
-            Whether the run saves nothing but the model (`save_only_model`).
-        processes (`int`, *optional*, defaults to 1):
-            Processes of the run, each with a random state of its own.
 
     Returns:
-        `list[str]`: Names of missing or cut files; empty for a whole checkpoint.
+        `list[str]`: Names of missing or cut files; empty for a whole checkpoint, also for one of a run that saves
+        nothing but the model.
     """
     missing = [] if _readable(checkpoint / "trainer_state.json", "global_step") else ["trainer_state.json"]
     missing += _missing_weights(checkpoint)
-    if only_model:
+    if holds_only_model(checkpoint):
         return missing
-    sharded = any(checkpoint.glob("optimizer_*")) or any(checkpoint.glob("global_step*"))
-    if not sharded and not _whole(checkpoint / "optimizer.pt"):
-        missing.append("optimizer.pt")
-    if not any(checkpoint.glob("global_step*")) and not _whole(checkpoint / "scheduler.pt"):
-        missing.append("scheduler.pt")
-    return missing + _missing_random_states(checkpoint, processes)
+    if not any(checkpoint.glob("global_step*")):
+        missing += _missing_optimizer(checkpoint)
+        missing += [] if _whole(checkpoint / "scheduler.pt") else ["scheduler.pt"]
+    return missing + [name for name in _random_states(processes_of(checkpoint)) if not _whole(checkpoint / name)]
+
+
+def holds_only_model(checkpoint: Path) -> bool:
+    """
+    Args:
+        checkpoint (`Path`):
+            Folder of the checkpoint.
+
+    Returns:
+        `bool`: Whether it has nothing that a run could go on from, as with `save_only_model`.
+    """
+    return not any(any(checkpoint.glob(pattern)) for pattern in _PROGRESS)
+
+
+def processes_of(checkpoint: Path) -> int:
+    """
+    Args:
+        checkpoint (`Path`):
+            Folder of the checkpoint.
+
+    Returns:
+        `int`: How many processes wrote it: as its state says, or, by another's Trainer, as many as random states.
+    """
+    try:
+        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        return int(state["stateful_callbacks"][STATE_KEY]["processes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return max(len(list(checkpoint.glob("rng_state_*.pth"))), 1)
+
+
+def _random_states(processes: int) -> list[str]:
+    return ["rng_state.pth"] if processes == 1 else [f"rng_state_{i}.pth" for i in range(processes)]
 
 
 def _missing_weights(checkpoint: Path) -> list[str]:
@@ -51,17 +79,17 @@ def _missing_weights(checkpoint: Path) -> list[str]:
                 return [name]
             shards = sorted(set(json.loads((checkpoint / name).read_text(encoding="utf-8"))["weight_map"].values()))
             return [shard for shard in shards if not _whole(checkpoint / shard)]
-    found = [name for name in _WEIGHTS if (checkpoint / name).is_file()]
+    found = [checkpoint / name for name in _WEIGHTS if (checkpoint / name).is_file()]
     if found:
-        return [name for name in found if not _whole(checkpoint / name)]
-    return [] if any(any(checkpoint.glob(pattern)) for pattern in _SHARDED) else ["model.safetensors"]
+        return [path.name for path in found if not _whole(path)]
+    parts = [path for pattern in _SHARDED for path in checkpoint.glob(pattern)]
+    return [path.name for path in parts if not _whole(path)] if parts else ["model.safetensors"]
 
 
-def _missing_random_states(checkpoint: Path, processes: int) -> list[str]:
-    found = {path.name for path in checkpoint.glob("rng_state*.pth") if _whole(path)}
-    if processes == 1 or "rng_state.pth" in found:
-        return [] if found else ["rng_state.pth"]
-    return [name for name in (f"rng_state_{i}.pth" for i in range(processes)) if name not in found]
+def _missing_optimizer(checkpoint: Path) -> list[str]:
+    """FSDP writes `optimizer.bin`, or a folder for each optimizer."""
+    found = [p for p in checkpoint.glob("optimizer*") if p.is_dir() or p.name in {"optimizer.pt", "optimizer.bin"}]
+    return [path.name for path in found if not _whole(path)] if found else ["optimizer.pt"]
 
 
 def _readable(file: Path, key: str) -> bool:
@@ -72,7 +100,12 @@ def _readable(file: Path, key: str) -> bool:
 
 
 def _whole(file: Path) -> bool:
-    """Whether a file of tensors has its end: torch's is a zip archive, safetensors tells its length in front."""
+    """
+    Whether tensors have their end: torch's file is a zip archive, safetensors tells its length in front; of a folder
+    that the processes write together, PyTorch writes `.metadata` last.
+    """
+    if file.is_dir():
+        return not file.name.startswith(("pytorch_model_fsdp", "optimizer")) or (file / ".metadata").is_file()
     if not file.is_file():
         return False
     if file.suffix != ".safetensors":
@@ -102,19 +135,21 @@ def set_aside_incomplete(args: Any) -> list[Path]:
         `list[Path]`: The new names, on the process that renamed.
     """
     renamed = []
-    if args.process_index == 0:
-        for folder in sorted(Path(args.output_dir).glob("checkpoint-*")):
-            if not folder.is_dir() or not folder.name.removeprefix("checkpoint-").isdigit():
-                continue
-            missing = missing_parts(folder, only_model=args.save_only_model, processes=args.world_size)
-            if missing:
-                renamed.append(_set_aside(folder))
-                logger.warning(
-                    "%s is incomplete (%s) and was renamed to %s.", folder, ", ".join(missing), renamed[-1].name
-                )
+    for folder in sorted(_checkpoints(args)) if args.process_index == 0 else ():
+        missing = missing_parts(folder)
+        if missing:
+            renamed.append(_set_aside(folder))
+            logger.warning(
+                "%s is incomplete (%s) and was renamed to %s.", folder, ", ".join(missing), renamed[-1].name
+            )
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
     return renamed
+
+
+def _checkpoints(args: Any) -> list[Path]:
+    found = Path(args.output_dir).glob("checkpoint-*") if args.output_dir else ()
+    return [path for path in found if path.is_dir() and path.name.removeprefix("checkpoint-").isdigit()]
 
 
 def _set_aside(folder: Path) -> Path:
@@ -127,7 +162,8 @@ def _set_aside(folder: Path) -> Path:
 
 def check_checkpoint(args: Any, resume_from: Any) -> None:
     """
-    Refuses to resume where it would go wrong.
+    Refuses to resume where it would go wrong. Asked for the last checkpoint, it first sets aside those that a run left
+    half-written.
 
     Args:
         args (`TrainingArguments`):
@@ -136,22 +172,39 @@ def check_checkpoint(args: Any, resume_from: Any) -> None:
             As in `Trainer.train`.
 
     Raises:
-        ValueError: If the named checkpoint is incomplete, or there is none.
+        ValueError: If the checkpoint is incomplete or holds nothing but the model, or there is none.
     """
+    if not resume_from:
+        return
     if resume_from is True:
         set_aside_incomplete(args)
-        if not any(Path(args.output_dir).glob("checkpoint-*")):
+        whole = _checkpoints(args)
+        if not whole:
             raise ValueError(
                 f"There is no whole checkpoint in {args.output_dir!r} to resume from. "
                 "Leave `resume_from_checkpoint` out to start anew."
             )
-    elif resume_from:
-        missing = missing_parts(Path(resume_from), only_model=args.save_only_model, processes=args.world_size)
+        checkpoint = max(whole, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+    else:
+        checkpoint = Path(resume_from)
+        missing = missing_parts(checkpoint)
         if missing:
             raise ValueError(
                 f"A run resumes from a whole checkpoint only, but {str(resume_from)!r} lacks {', '.join(missing)}. "
                 "Name an earlier one, or pass `resume_from_checkpoint=True` for the last whole one."
             )
+    if holds_only_model(checkpoint):
+        raise ValueError(
+            f"A run goes on from its optimizer, scheduler and random state, but {str(checkpoint)!r} holds nothing but "
+            "the model (`save_only_model`). Start anew from that folder as the model, in another `output_dir`."
+        )
+    before = processes_of(checkpoint)
+    if before != args.world_size and args.process_index == 0:
+        logger.warning(
+            "%s was written by %d process%s and goes on with %d: the rows and random numbers of each are others, so "
+            "the run will not end bit for bit as if it had not stopped.",
+            checkpoint, before, "" if before == 1 else "es", args.world_size,
+        )  # fmt: skip
 
 
 def refuse_other_parameters(optimizer: Any, saved: Mapping[str, Any]) -> None:

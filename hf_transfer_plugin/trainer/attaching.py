@@ -10,7 +10,7 @@ from transformers import Trainer
 from transformers.trainer_callback import DefaultFlowCallback
 
 from hf_transfer_plugin.callbacks import FreezingCallback
-from hf_transfer_plugin.callbacks.resuming import check_checkpoint, set_aside_incomplete
+from hf_transfer_plugin.callbacks.resuming import check_checkpoint
 from hf_transfer_plugin.freezing import FreezingPolicy, ever_learning_names, set_trainable
 from hf_transfer_plugin.layers import LayerGroups, discover_layer_groups
 from hf_transfer_plugin.losses import LossTerm
@@ -125,7 +125,6 @@ def attach(
         trainer.rescales_loss = mend_loss_scale(
             trainer, _first_batch(trainer), rescales=hasattr(trainer, "rescales_loss")
         )
-    set_aside_incomplete(trainer.args)
     _check_every_resume(trainer)
     if terms:
         trainer.terms = tuple(terms)
