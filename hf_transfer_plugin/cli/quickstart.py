@@ -45,7 +45,7 @@ def run(argv: Sequence[str]) -> int:
         learning_rates=options.learning_rates,
         epochs=options.epochs,
         seed=options.seed,
-        announce=lambda text: print(f"\nThe plan:\n{text}\n"),
+        announce=lambda text: print(f"\n{text}\n"),
         **extra,
     )
     rows: list[tuple[str | float, ...]] = [("", "accuracy", "macro F1", "seconds")]

@@ -30,7 +30,7 @@ def run(argv: Sequence[str]) -> int:
     from hf_transfer_plugin.recipes import finetune
 
     quieten()
-    record = finetune(config, args, explicit=explicit, announce=lambda text: print(f"\nThe plan:\n{text}\n"))
+    record = finetune(config, args, explicit=explicit, announce=lambda text: print(f"\n{text}\n"))
     rows = [("metric", record.metrics_split), *((k, v) for k, v in record.metrics.items())]
     print(f"\n{table(rows)}\n\nThe run folder is {args.output_dir}; its card is README.md.")
     print(f"Next: hf-transfer-plugin evaluate {args.output_dir} --dataset OTHER_DATA")

@@ -16,6 +16,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from hf_transfer_plugin.callbacks import InterruptCallback, NonFiniteLossCallback
+from hf_transfer_plugin.callbacks.ranks import in_turn, together
 from hf_transfer_plugin.config import TransferConfig, gather
 from hf_transfer_plugin.freezing import ever_learning_names
 from hf_transfer_plugin.layers import LayerGroups, discover_layer_groups
@@ -32,8 +33,14 @@ from hf_transfer_plugin.recipes.checks import (
 )
 from hf_transfer_plugin.recipes.defaults import build_strategy, with_defaults
 from hf_transfer_plugin.recipes.pretrained import load_model, load_processor, readable_length
-from hf_transfer_plugin.recipes.ranks import in_turn, together
 from hf_transfer_plugin.recipes.recording import finish_record, start_record
+from hf_transfer_plugin.recipes.sharing import (
+    PushCheckpointsCallback,
+    check_push,
+    pull_run,
+    push_run,
+    pushes_checkpoints,
+)
 from hf_transfer_plugin.record import TransferRecord, write_atomically
 from hf_transfer_plugin.tasks import TASKS, Task, TaskData, load_splits
 from hf_transfer_plugin.trainer import attach
@@ -129,15 +136,15 @@ def finetune(
         baselines (`bool`, *optional*, defaults to `False`):
             Also measure the majority class and a linear probe solved on frozen features.
         announce (`Callable[[str], None]`, *optional*):
-            Takes what a user should read before training: the layer groups' plan. Of several processes, only the
-            first announces.
+            Takes what a user should read: the plan before training, and the page after a push. Of several processes,
+            only the first announces.
 
     Returns:
         `TransferRecord`: What was done and measured; `record.path` is its file.
 
     Raises:
         ValueError: For anything wrong with data, model, strategy or run folder, before training starts.
-        RuntimeError: If the loss becomes NaN or infinite.
+        RuntimeError: If the loss becomes NaN or infinite, or the Hub refuses a push (then the run folder is whole).
         KeyboardInterrupt: After Ctrl-C, when the checkpoint has been saved.
 
     Example:
@@ -153,7 +160,7 @@ def finetune(
 
     def begin() -> tuple[TransferRecord, Trainer]:
         if announce is not None and args.process_index == 0:
-            announce(str(_plan(prepared)))
+            announce(f"The plan:\n{_plan(prepared)}")
         record = start_record(prepared)
         if baselines:
             record.baselines = measure_baselines(prepared, split)
@@ -176,6 +183,9 @@ def finetune(
     prediction = trainer.predict(prepared.encoded[split], metric_key_prefix=split)
     record.seconds["evaluate"] = time.perf_counter() - started
     finish_record(record, prepared, trainer, prediction, split)
+    page = push_run(config, args)
+    if page is not None and announce is not None:
+        announce(f"Pushed to {page}.")
     return record
 
 
@@ -206,6 +216,7 @@ def prepare(
         ValueError: For anything that is wrong.
     """
     args, loaded = with_defaults(args, explicit), splits is None
+    in_turn(lambda: pull_run(config, args))
     strategy, rates = together(lambda: _check(config, args))
     found = in_turn(lambda: load_splits(config)) if splits is None else splits
     task = TASKS[config.task]
@@ -243,6 +254,7 @@ def _check(config: TransferConfig, args: TrainingArguments) -> tuple[Any, Any]:
         lambda: check_processes(args),
         lambda: check_folder(config, args),
         lambda: check_stopping(config, args),
+        lambda: check_push(config, args),
     )
     strategy, rates = build_strategy(config)
     check_evaluation(args, strategy)
@@ -277,6 +289,8 @@ def make_trainer(prepared: Prepared, *callbacks: TrainerCallback) -> Trainer:
     """
     args, task, data = prepared.args, prepared.task, prepared.data
     added = [NonFiniteLossCallback(), _ResumeAlike(), *callbacks]
+    if pushes_checkpoints(prepared.config, args):
+        added.append(PushCheckpointsCallback(prepared.config.push, private=args.hub_private_repo is not False))
     if prepared.config.early_stopping_patience is not None:
         added.append(EarlyStoppingCallback(prepared.config.early_stopping_patience))
     trainer = Trainer(

@@ -73,7 +73,7 @@ def pull_run(config: TransferConfig, args: TrainingArguments) -> None:
     """
     if config.resume_from_hub is None:
         return
-    if args.process_index == 0:
+    if args.local_process_index == 0:
         names = pull_checkpoints(config.resume_from_hub, args.output_dir)
         logger.warning("Resuming from the Hub: %s.", ", ".join(names))
     args.resume_from_checkpoint = True
