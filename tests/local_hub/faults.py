@@ -1,9 +1,12 @@
 """Faults on demand and a log of all requests, as the outermost layer of the server."""
 
 import json
+import logging
 import re
 import threading
 from dataclasses import dataclass, field
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -72,6 +75,7 @@ class Logged:
     received: int = 0
     sent: int = 0
     fault: Fault | None = field(default=None, repr=False)
+    error: Exception | None = field(default=None, repr=False)
 
     @property
     def token(self):
@@ -132,7 +136,11 @@ class Gate:
             entry.received += len(message.get("body", b""))
             return message
 
-        await self.serve({**scope, "path": path}, counted, Answer(send, entry), entry.fault)
+        try:
+            await self.serve({**scope, "path": path}, counted, Answer(send, entry), entry.fault)
+        except Exception as error:  # the 500 went out already; a test can see that the Hub itself is wrong
+            entry.error = error
+            logger.exception("The local Hub failed at %s %s", entry.method, path)
 
     async def serve(self, scope, receive, answer, fault):
         if fault is None or fault.cut is not None:

@@ -68,7 +68,7 @@ async def tag(state, request):
 
 
 def pull_of(repo, request):
-    pull = repo.pulls.get(int(part(request, "number")))
+    pull = repo.pulls.get(request.path_params["number"])
     if pull is None:
         raise HubError(404, "Discussion not found")
     return pull

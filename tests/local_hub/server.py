@@ -67,7 +67,7 @@ class LocalHub:
         self.state.cdn = f"http://{STORAGE_HOST}:{port}"
         app = Gate(application(self.state), self.faults, self.log)
         config = uvicorn.Config(
-            app, http="h11", lifespan="off", log_level="error", proxy_headers=False, timeout_graceful_shutdown=1
+            app, http="h11", lifespan="off", log_level="critical", proxy_headers=False, timeout_graceful_shutdown=1
         )
         self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.server.run, args=([listener],), daemon=True)
