@@ -24,6 +24,7 @@ from hf_transfer_plugin.recipes import (
     DEFAULT_ARGUMENTS,
     DEFAULT_STRATEGY,
     build_strategy,
+    energy,
     evaluate_run,
     finetune,
     finetuning,
@@ -705,3 +706,24 @@ def test_accumulated_batches_give_the_gradient_of_one_large_batch(tmp_path, toke
         ends.append(load_file(folder / "model.safetensors"))
     for name, value in ends[0].items():
         torch.testing.assert_close(value, ends[1][name], atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_energy_is_measured_where_codecarbon_is_installed(tmp_path, model_folder, reviews_file, monkeypatch):
+    pytest.importorskip("codecarbon")
+    monkeypatch.setenv("CODECARBON_COUNTRY_ISO_CODE", "FRA")
+    config = TransferConfig(model=model_folder, dataset=reviews_file, strategy="full")
+    record = finetune(config, arguments(tmp_path / "run", max_steps=2))
+    assert record.energy["kwh"] > 0
+    assert record.energy["kg_co2"] > 0
+    assert "Energy by codecarbon:" in (tmp_path / "run" / "README.md").read_text()
+    monkeypatch.delenv("CODECARBON_COUNTRY_ISO_CODE")
+    record = finetune(config, arguments(tmp_path / "second", max_steps=2))
+    assert set(record.energy) == {"kwh"}
+
+
+def test_without_codecarbon_no_energy_is_told(monkeypatch):
+    monkeypatch.setattr(energy, "find_spec", lambda name: None)
+    found = {}
+    with energy.measured_energy(found):
+        pass
+    assert found == {}

@@ -32,6 +32,7 @@ from hf_transfer_plugin.recipes.checks import (
     without_validation,
 )
 from hf_transfer_plugin.recipes.defaults import build_strategy, with_defaults
+from hf_transfer_plugin.recipes.energy import measured_energy
 from hf_transfer_plugin.recipes.pretrained import load_model, load_processor, readable_length
 from hf_transfer_plugin.recipes.recording import finish_record, start_record
 from hf_transfer_plugin.recipes.sharing import (
@@ -172,7 +173,8 @@ def finetune(
     record, trainer = together(begin)
     started, cpu_started = time.perf_counter(), time.process_time()
     try:
-        trainer.train(resume_from_checkpoint=checkpoint_of(args))
+        with measured_energy(record.energy):
+            trainer.train(resume_from_checkpoint=checkpoint_of(args))
     finally:
         interrupt.release()
     record.seconds["train"] = time.perf_counter() - started
