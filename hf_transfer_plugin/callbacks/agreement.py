@@ -102,26 +102,6 @@ class RankAgreement:
             )
 
 
-def anywhere(flag: bool, device: torch.device) -> bool:
-    """
-    All processes of a run must ask together.
-
-    Args:
-        flag (`bool`):
-            What this process says.
-        device (`torch.device`):
-            The device of its collectives.
-
-    Returns:
-        `bool`: Whether any process says yes.
-    """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return flag
-    raised = torch.tensor(int(flag), device=device)
-    torch.distributed.all_reduce(raised, torch.distributed.ReduceOp.MAX)
-    return bool(raised)
-
-
 def is_sharded(model: nn.Module) -> bool:
     """
     Args:

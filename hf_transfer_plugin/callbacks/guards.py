@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
-from hf_transfer_plugin.callbacks.agreement import anywhere
+from hf_transfer_plugin.callbacks.ranks import anywhere
 
 
 class NonFiniteLossCallback(TrainerCallback):

@@ -90,7 +90,7 @@ def _tells() -> bool:
     """Whether a fault is for this process to tell; the others leave after it."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return int(os.environ.get("RANK", "0")) == 0
-    from hf_transfer_plugin.recipes.ranks import tells_faults
+    from hf_transfer_plugin.callbacks.ranks import tells_faults
 
     if tells_faults():
         return True

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import Trainer
 
-from hf_transfer_plugin.callbacks.agreement import anywhere
+from hf_transfer_plugin.callbacks.ranks import anywhere
 
 logger = logging.getLogger(__name__)
 
