@@ -56,7 +56,6 @@ def render_space(record: TransferRecord, folder: str | Path, model: str, *, titl
         ValueError: If there is no demo for the task, `model` is no Hub id, or `folder` is a file.
 
     Example:
-
     ```python
     >>> render_space(TransferRecord.load("quickstart-run"), "space", "me/minilm-reviews")
     ```
@@ -170,19 +169,18 @@ def _facts(record: TransferRecord) -> dict[str, Any]:
     shown = [name for name in MEASURES if name in record.metrics and name != "loss"]
     if not shown:
         return {}
-    names = {"majority": "commonest answer", "linear_probe": "linear probe on the frozen base model"}
-    rows = [(names.get(name, name), values) for name, values in record.baselines.items()]
+    names = {"linear_probe": "linear probe on the frozen base model", "majority": "commonest answer"}
+    found = {"this model": record.metrics} | {
+        text: record.baselines[n] for n, text in names.items() if n in record.baselines
+    }
     split = record.metrics_split
     return {
         "dataset": str(record.dataset.get("name", "the data")),
         "split": f"{split} split",
         "rows": f"{record.dataset.get('splits', {}).get(split, 0):,}",
         "table": [
-            ["", *(MEASURES[name] for name in shown)],
-            *(
-                [text, *(f"{v[n]:.3f}" if n in v else "" for n in shown)]
-                for text, v in [*rows, ("this model", record.metrics)]
-            ),
+            ["measure", *found],
+            *([MEASURES[n], *(f"{v[n]:.3f}" if n in v else "" for v in found.values())] for n in shown),
         ],
     }
 

@@ -6,12 +6,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from starlette.middleware import Middleware
-
 import text_input
 from limits import MAX_UPLOAD, MAX_WAITING, BodyLimit
 from loading import DemoError, Settings, load
-from page import CSS, Demo, build, theme
+from page import CSS, HEAD, Demo, build, theme
+from starlette.middleware import Middleware
 
 CLASSIFIER = "AutoModelForSequenceClassification"
 READ_TEXT = (text_input.inputs, text_input.check, text_input.ask, text_input.cut)
@@ -73,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             app_kwargs={"middleware": [Middleware(BodyLimit)]},
             theme=theme(),
             css=CSS,
+            head=HEAD,
         )
     except OSError as error:
         sys.stderr.write(f"error: {error}\n")

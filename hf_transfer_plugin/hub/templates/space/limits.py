@@ -35,7 +35,7 @@ def check_text(value: Any, what: str) -> str:
         InputError: If it is no text, empty or too long.
     """
     if value is not None and not isinstance(value, str):
-        raise InputError(f"{what} must be text, but a {type(value).__name__} was sent.")
+        raise InputError(f"{what} must be a string, but got {type(value).__name__}.")
     if not value or not any(character.isprintable() and not character.isspace() for character in value):
         raise InputError(f"{what} is empty. Type something, or choose an example.")
     if len(value) > MAX_CHARACTERS:

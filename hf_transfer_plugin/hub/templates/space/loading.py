@@ -139,8 +139,8 @@ def load(settings: Settings, model: str, auto_class: str) -> Loaded:
         config.num_labels != outputs or (config.problem_type or settings.problem_type) != settings.problem_type
     ):
         raise DemoError(
-            f"The model {model!r} has {config.num_labels} outputs for {config.problem_type}, but this demo was written "
-            f"for {outputs} and {settings.problem_type}. Write a demo for it with `hf-transfer-plugin demo RUN`."
+            f"The model {model!r} has {config.num_labels} outputs for {config.problem_type}, but this demo was "
+            f"written for {outputs} and {settings.problem_type}. Start one for it with `hf-transfer-plugin demo RUN`."
         )
     return loaded
 

@@ -9,7 +9,6 @@ from importlib.util import find_spec
 from typing import Any
 
 import gradio as gr
-
 from loading import Loaded, Settings
 
 # On ZeroGPU a function gets a GPU through this package; elsewhere it is missing, or does nothing.
@@ -18,9 +17,16 @@ _SPECIAL = re.compile(r"([\\`*_\[\]|~$#!()])")
 SANS = ("system-ui", "sans-serif")
 MONO = ("ui-monospace", "monospace")
 CSS = """
-.gradio-container { max-width: 60rem !important; margin: 0 auto !important; overflow-wrap: anywhere; }
+.gradio-container { max-width: 60rem !important; margin: 0 auto !important; overflow-wrap: break-word; }
 .gradio-container a { text-decoration: underline; }
 """
+# Answers are told to screen readers as they come; Gradio names an empty answer without giving it a role.
+HEAD = """<script>
+new MutationObserver(() => {
+  document.querySelectorAll('.answer:not([aria-live])').forEach(e => e.setAttribute('aria-live', 'polite'));
+  document.querySelectorAll('div.empty[aria-label]:not([role])').forEach(e => e.setAttribute('role', 'img'));
+}).observe(document, {childList: true, subtree: true});
+</script>"""
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ class Demo:
         cut (`Callable`):
             `(loaded, values)` -> whether the model does not read all of them.
         output (`Callable`):
-            `(name)` -> the component of the answer.
+            `(whose)` -> the component of the answer, `whose` it is in its label.
         show (`Callable`):
             `(loaded, raw answer)` -> its value.
     """
@@ -218,18 +224,23 @@ def build(settings: Settings, demo: Demo, loaded: Loaded, model: str) -> gr.Bloc
                     label="Compare with the base model", value=False, visible=loaded.as_base is not None
                 )
                 with gr.Row():
-                    clear = gr.Button("Clear")
-                    button = gr.Button(demo.button, variant="primary")
+                    clear = gr.Button("Clear", min_width=100)
+                    button = gr.Button(demo.button, variant="primary", min_width=100)
             with gr.Column():
-                outputs = [demo.output("This model")]
-                if loaded.as_base is not None:
-                    outputs += [demo.output("Base model")]
+                models = [""] if loaded.as_base is None else [" (this model)", " (base model)"]
+                outputs = [demo.output(whose) for whose in models]
         _examples(settings, boxes)
         gr.Markdown(about(settings, loaded, model))
         sent = boxes if loaded.as_base is None else [*boxes, switch]
         # Raw values: a component would turn a wrong kind of value into text.
-        event = {"inputs": sent, "outputs": outputs, "preprocess": False, "concurrency_limit": 1}
-        button.click(answering(settings, demo, loaded), api_name=demo.api_name, **event)
+        button.click(
+            answering(settings, demo, loaded),
+            sent,
+            outputs,
+            api_name=demo.api_name,
+            preprocess=False,
+            concurrency_limit=1,
+        )
         everything = [*boxes, *outputs]
         clear.click(lambda: [None] * len(everything), None, everything, api_visibility="private", queue=False)
     return page

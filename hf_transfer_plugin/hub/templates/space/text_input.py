@@ -4,7 +4,6 @@ from typing import Any
 
 import gradio as gr
 import torch
-
 from limits import InputError, check_text
 from loading import Loaded, Settings
 
@@ -81,40 +80,45 @@ def cut(loaded: Loaded, texts: list[str]) -> bool:
     return loaded.max_tokens is not None and len(loaded.processor(*texts).input_ids) > loaded.max_tokens
 
 
-def one_label(name: str) -> gr.Label:
+def one_label(whose: str) -> gr.Label:
     """
     Args:
-        name (`str`):
-            Heading of the answer.
+        whose (`str`):
+            End of the label.
 
     Returns:
         `gr.Label`: Classes that exclude each other.
     """
-    return gr.Label(label=f"{name}: probability of each class", num_top_classes=10)
+    return gr.Label(label=f"Probability of each class{whose}", num_top_classes=10, elem_classes="answer")
 
 
-def many_labels(name: str) -> gr.Label:
+def many_labels(whose: str) -> gr.Label:
     """
     Args:
-        name (`str`):
-            Heading of the answer.
+        whose (`str`):
+            End of the label.
 
     Returns:
         `gr.Label`: Classes of which several may hold.
     """
-    return gr.Label(label=f"{name}: probability that each class holds", num_top_classes=20, show_heading=False)
+    return gr.Label(
+        label=f"Probability that each class holds{whose}",
+        num_top_classes=20,
+        show_heading=False,
+        elem_classes="answer",
+    )
 
 
-def number(name: str) -> gr.Number:
+def number(whose: str) -> gr.Number:
     """
     Args:
-        name (`str`):
-            Heading of the answer.
+        whose (`str`):
+            End of the label.
 
     Returns:
         `gr.Number`: A value.
     """
-    return gr.Number(label=f"{name}: value", interactive=False, precision=4)
+    return gr.Number(label=f"Value{whose}", interactive=False, precision=4, elem_classes="answer")
 
 
 def softmax(loaded: Loaded, logits: list[float]) -> dict[str, float]:

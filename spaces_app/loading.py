@@ -1,0 +1,218 @@
+"""
+Reads demo.json and the model it names, whole or as an adapter.
+
+The base model is asked beside the trained one only where it can answer: where its own checkpoint holds an output layer
+for the same classes. A new, random output layer would look like a comparison and be none.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from peft import PeftConfig, PeftModel
+from transformers.utils.peft_utils import find_adapter_config_file
+
+
+class DemoError(Exception):
+    """A sentence for the one who starts the demo."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """
+    What demo.json says.
+
+    Args:
+        model (`str`):
+            Hub id of the model.
+        title (`str`):
+            Heading of the page.
+        task (`str`):
+            The Hub's pipeline tag.
+        problem_type (`str`):
+            As in the model's config.
+        inputs (`list[str]`):
+            Names of the boxes.
+        class_names (`list[str]`):
+            In the order of their numbers; empty for regression.
+        base_model (`str` or `None`):
+            Hub id of the base model, where it is known.
+        examples (`list[dict]`):
+            Rows of the evaluation data: box, or `label`, -> value.
+        facts (`dict`):
+            What was measured: `dataset`, `split`, `rows`, `metrics`, `baselines`.
+        version (`int`):
+            Of the format.
+    """
+
+    model: str
+    title: str
+    task: str
+    problem_type: str
+    inputs: list[str]
+    class_names: list[str]
+    base_model: str | None
+    examples: list[dict[str, Any]]
+    facts: dict[str, Any]
+    version: int
+
+    @classmethod
+    def read(cls, path: Path) -> "Settings":
+        """
+        Args:
+            path (`Path`):
+                demo.json.
+
+        Returns:
+            `Settings`: Its content.
+
+        Raises:
+            DemoError: If it is missing or damaged.
+        """
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise DemoError(f"{path.name} is missing or damaged: {error}. Write the demo's folder again.") from error
+
+
+@dataclass
+class Loaded:
+    """
+    A model ready to be asked.
+
+    Args:
+        model (`torch.nn.Module`):
+            The model, in evaluation mode.
+        processor (`Any`):
+            Its tokenizer.
+        class_names (`list[str]`):
+            In the order of the model's outputs.
+        max_tokens (`int` or `None`):
+            Tokens that the model reads.
+        as_base (`Callable` or `None`):
+            Gives a context with the base model in it, where that can answer.
+    """
+
+    model: Any
+    processor: Any
+    class_names: list[str]
+    max_tokens: int | None
+    as_base: Callable[[], AbstractContextManager[Any]] | None
+
+
+def load(settings: Settings, model: str, auto_class: str) -> Loaded:
+    """
+    Loads the model.
+
+    Args:
+        settings (`Settings`):
+            What demo.json says.
+        model (`str`):
+            Hub id or folder.
+        auto_class (`str`):
+            Name of the auto class in transformers.
+
+    Returns:
+        `Loaded`: The model.
+
+    Raises:
+        DemoError: If it cannot be reached, or is made for other classes.
+    """
+    try:
+        adapter = find_adapter_config_file(model) is not None
+        loaded = (_load_adapter if adapter else _load_whole)(settings, model, getattr(transformers, auto_class))
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise DemoError(
+            f"The model {model!r} cannot be loaded: {reason}\n"
+            "Make one with `hf-transfer-plugin quickstart --output_dir RUN` or `hf-transfer-plugin train`, "
+            "then start `python app.py --model RUN`, or set MODEL to a model on the Hub."
+        ) from error
+    config, outputs = loaded.model.config, max(len(settings.class_names), 1)
+    if settings.problem_type and (
+        config.num_labels != outputs or (config.problem_type or settings.problem_type) != settings.problem_type
+    ):
+        raise DemoError(
+            f"The model {model!r} has {config.num_labels} outputs for {config.problem_type}, but this demo was "
+            f"written for {outputs} and {settings.problem_type}. Start one for it with `hf-transfer-plugin demo RUN`."
+        )
+    return loaded
+
+
+def _load_whole(settings: Settings, model: str, auto: Any) -> Loaded:
+    trained = _ready(auto.from_pretrained(model))
+    processor = transformers.AutoTokenizer.from_pretrained(model)
+    base = _load_base(settings, auto)
+    as_base = None if base is None else lambda: nullcontext(base)
+    named = list(trained.config.id2label.values())
+    generic = all(str(name).startswith("LABEL_") for name in named)
+    return Loaded(trained, processor, settings.class_names if generic else named, _limit(processor, trained), as_base)
+
+
+def _load_adapter(settings: Settings, model: str, auto: Any) -> Loaded:
+    named = PeftConfig.from_pretrained(model).base_model_name_or_path or ""
+    # An adapter trained from a folder of another machine names that folder.
+    base_id = named if Path(named).is_dir() or not settings.base_model else settings.base_model
+    config = transformers.AutoConfig.from_pretrained(base_id)
+    own = list(config.id2label.values())
+    config.problem_type = settings.problem_type or None
+    if settings.class_names:
+        config.id2label = dict(enumerate(settings.class_names))
+        config.label2id = {name: number for number, name in enumerate(settings.class_names)}
+    elif settings.problem_type:
+        config.num_labels = 1
+    base, info = auto.from_pretrained(base_id, config=config, ignore_mismatched_sizes=True, output_loading_info=True)
+    trained = _ready(PeftModel.from_pretrained(base, model))
+    try:
+        processor = transformers.AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError):
+        processor = transformers.AutoTokenizer.from_pretrained(base_id)
+
+    @contextmanager
+    def without_adapter() -> Any:
+        with trained.disable_adapter():
+            yield trained
+
+    as_base = without_adapter if _answers(own, info, settings) else None
+    return Loaded(trained, processor, settings.class_names, _limit(processor, trained), as_base)
+
+
+def _load_base(settings: Settings, auto: Any) -> Any:
+    if settings.base_model is None:
+        return None
+    try:
+        config = transformers.AutoConfig.from_pretrained(settings.base_model)
+        head = auto.__name__.removeprefix("AutoModel")
+        if not any(name.endswith(head) for name in config.architectures or ()):
+            return None
+        base, info = auto.from_pretrained(settings.base_model, output_loading_info=True)
+    except (OSError, ValueError):
+        return None
+    return _ready(base) if _answers(list(base.config.id2label.values()), info, settings) else None
+
+
+def _answers(own: list[str], info: dict[str, Any], settings: Settings) -> bool:
+    """Whether a checkpoint brought its own output layer, for these classes."""
+    if info["missing_keys"] or info["mismatched_keys"]:
+        return False
+    if not settings.class_names:
+        return len(own) == 1 or not settings.problem_type
+    return [str(name).casefold() for name in own] == [name.casefold() for name in settings.class_names]
+
+
+def _ready(model: Any) -> Any:
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def _limit(processor: Any, model: Any) -> int | None:
+    positions = getattr(model.config, "max_position_embeddings", None) or math.inf
+    if model.config.model_type in {"roberta", "xlm-roberta", "camembert", "mpnet", "longformer"}:
+        positions -= 2  # positions are counted from after the padding index
+    limit = min(processor.model_max_length, positions)
+    return int(limit) if limit < 1_000_000 else None
