@@ -3,15 +3,17 @@
 import ast
 import importlib.util
 import re
+import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from datasets import Dataset, DatasetDict
 from huggingface_hub import ModelCard
 
 from hf_transfer_plugin.hub import card as card_module
-from hf_transfer_plugin.hub import plots, render_card, render_schedule
+from hf_transfer_plugin.hub import model_name, plots, render_card, render_schedule
 from hf_transfer_plugin.hub.card import escape
 from hf_transfer_plugin.record import TransferRecord
 from hf_transfer_plugin.tasks import TASKS, TaskData
@@ -138,6 +140,14 @@ def test_same_record_gives_the_same_card(tmp_path):
     assert render_card(record()) == first
     assert render_card(TransferRecord.load(tmp_path)) == first
     assert render_card(replace(record(), created="2026-11-22")) != first
+
+
+def test_the_committed_card_is_the_rendering_of_its_record(tmp_path):
+    folder = Path(__file__).parents[1] / "model_cards" / "quickstart"
+    committed = TransferRecord.load(folder)
+    shutil.copy(folder / "schedule.png", tmp_path)
+    text = render_card(committed, tmp_path / "README.md", model=f"hf-transfer-plugin/{model_name(committed)}")
+    assert (folder / "README.md").read_text(encoding="utf-8") == text
 
 
 def test_card_is_also_written(tmp_path):

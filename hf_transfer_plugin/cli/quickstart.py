@@ -60,6 +60,8 @@ def run(argv: Sequence[str]) -> int:
     folder = options.output_dir
     print(f"\n{table(rows)}\n\non {record.dataset['splits']['test']:,} test rows. The run folder is {folder}:")
     print("model.safetensors, tokenizer, transfer_record.json, README.md (the card), schedule.png.\n\nNext:")
+    print(f"  hf-transfer-plugin demo {folder}")
+    print(f"  hf-transfer-plugin push {folder} USER/NAME --space")
     print(f"  hf-transfer-plugin evaluate {folder} --dataset your_reviews.csv")
     print(f"  hf-transfer-plugin inspect {folder}")
     print(f"  hf-transfer-plugin train --model {folder} --dataset your_reviews.csv --output_dir my-run")

@@ -34,6 +34,7 @@ def run(argv: Sequence[str]) -> int:
     rows = [("metric", record.metrics_split), *((k, v) for k, v in record.metrics.items())]
     print(f"\n{table(rows)}\n\nThe run folder is {args.output_dir}; its card is README.md.")
     print(f"Next: hf-transfer-plugin evaluate {args.output_dir} --dataset OTHER_DATA")
+    print(f"      hf-transfer-plugin demo {args.output_dir}")
     return 0
 
 
