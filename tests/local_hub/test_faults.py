@@ -8,8 +8,8 @@ import pytest
 from huggingface_hub import get_session
 from huggingface_hub.errors import HfHubHTTPError
 
-from tests.local_hub import Fault
-from tests.local_hub.conversation import REPO, WEIGHTS, upload
+from tests.local_hub import Fault, online
+from tests.local_hub.conversation import REPO, WEIGHTS, needs_xet, upload
 
 pytest_plugins = ["tests.local_hub.fixtures"]
 pytestmark = pytest.mark.hub
@@ -40,6 +40,17 @@ def test_the_client_retries_on_the_way_to_a_commit(hub, api, repo, path, what):
     fault = hub.faults.add("*", path, **what)
     upload(api)
     assert (fault.hits, hub.files(REPO)["model.safetensors"]) == (1, WEIGHTS)
+
+
+@needs_xet
+@pytest.mark.parametrize("path", ["/xet-write-token/", "/commit/"])
+def test_a_folder_over_xet_is_retried(hub, api, repo, tmp_path, path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "model.safetensors").write_bytes(WEIGHTS)
+    fault = hub.faults.add("*", path, status=503)
+    with online(xet=True):
+        api.upload_folder(folder_path=tmp_path / "run", repo_id=REPO)
+    assert (fault.hits, len(hub.commits(REPO)), hub.files(REPO)["model.safetensors"]) == (1, 2, WEIGHTS)
 
 
 @pytest.mark.parametrize("cut", [50_000, 11_000_000])
