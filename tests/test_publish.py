@@ -280,6 +280,17 @@ def test_every_status_is_one_sentence_and_a_repeated_push_ends_well(here, run, s
     assert len(here.commits(REPO)) == 2
 
 
+@pytest.mark.parametrize(("status", "said"), [(503, "the Hub answers 503"), (403, "the token may not do that")])
+def test_a_refused_upload_is_one_sentence_too(here, run, status, said):
+    rule = here.faults.add("PUT", ".", times=99, status=status)
+    with pytest.raises(HubError, match=re.escape(said)):
+        push_model(run, REPO)
+    assert rule.hits > 0
+    here.faults.clear()
+    push_model(run, REPO)
+    assert len(here.commits(REPO)) == 2
+
+
 def test_the_asked_pause_is_kept_within_reason(here, run, monkeypatch):
     slept = []
     monkeypatch.setattr(client.time, "sleep", slept.append)

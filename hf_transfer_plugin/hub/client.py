@@ -73,7 +73,10 @@ def call(what: str, function: Callable[..., Result], *args: Any, **kwargs: Any) 
     for wait in (*WAITS, None):
         try:
             return function(*args, **kwargs)
-        except (HTTPError, OSError, LocalTokenNotFoundError) as error:
+        except Exception as raised:
+            error = _reason(raised)
+            if error is None:
+                raise
             status = _status(error)
             passing = not isinstance(error, OfflineModeIsEnabled | LocalTokenNotFoundError | FileNotFoundError) and (
                 status is None or status in AGAIN
@@ -142,6 +145,13 @@ def check_rights(repo: str) -> HfApi:
             403,
         )
     return api
+
+
+def _reason(error: BaseException | None) -> Exception | None:
+    """The fault of network, Hub or token in an error, or behind it: the client wraps that of an upload."""
+    while error is not None and not isinstance(error, HTTPError | OSError | LocalTokenNotFoundError):
+        error = error.__cause__
+    return error
 
 
 def _status(error: Exception) -> int | None:

@@ -35,13 +35,7 @@ from hf_transfer_plugin.recipes.defaults import build_strategy, with_defaults
 from hf_transfer_plugin.recipes.energy import measured_energy
 from hf_transfer_plugin.recipes.pretrained import load_model, load_processor, readable_length
 from hf_transfer_plugin.recipes.recording import finish_record, start_record
-from hf_transfer_plugin.recipes.sharing import (
-    PushCheckpointsCallback,
-    check_push,
-    pull_run,
-    push_run,
-    pushes_checkpoints,
-)
+from hf_transfer_plugin.recipes.sharing import check_push, pull_run, push_run, sharing_callbacks
 from hf_transfer_plugin.record import TransferRecord, write_atomically
 from hf_transfer_plugin.tasks import TASKS, Task, TaskData, load_splits
 from hf_transfer_plugin.trainer import attach
@@ -290,9 +284,7 @@ def make_trainer(prepared: Prepared, *callbacks: TrainerCallback) -> Trainer:
         `Trainer`: Ready to train.
     """
     args, task, data = prepared.args, prepared.task, prepared.data
-    added = [NonFiniteLossCallback(), _ResumeAlike(), *callbacks]
-    if pushes_checkpoints(prepared.config, args):
-        added.append(PushCheckpointsCallback(prepared.config.push, private=args.hub_private_repo is not False))
+    added = [NonFiniteLossCallback(), _ResumeAlike(), *callbacks, *sharing_callbacks(prepared.config, args)]
     if prepared.config.early_stopping_patience is not None:
         added.append(EarlyStoppingCallback(prepared.config.early_stopping_patience))
     trainer = Trainer(

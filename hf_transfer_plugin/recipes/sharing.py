@@ -44,7 +44,7 @@ def check_push(config: TransferConfig, args: TrainingArguments) -> None:
         check_rights(config.push)
 
 
-def pushes_checkpoints(config: TransferConfig, args: TrainingArguments) -> bool:
+def sharing_callbacks(config: TransferConfig, args: TrainingArguments) -> list[TrainerCallback]:
     """
     Args:
         config (`TransferConfig`):
@@ -53,9 +53,11 @@ def pushes_checkpoints(config: TransferConfig, args: TrainingArguments) -> bool:
             The arguments.
 
     Returns:
-        `bool`: Whether checkpoints are pushed on the way.
+        `list[TrainerCallback]`: What pushes checkpoints on the way, where that is asked for.
     """
-    return config.push is not None and str(getattr(args.hub_strategy, "value", args.hub_strategy)) == "checkpoint"
+    if config.push is None or str(getattr(args.hub_strategy, "value", args.hub_strategy)) != "checkpoint":
+        return []
+    return [PushCheckpointsCallback(config.push, private=args.hub_private_repo is not False)]
 
 
 def pull_run(config: TransferConfig, args: TrainingArguments) -> None:
