@@ -12,7 +12,8 @@ source = {
 }
 names = {name for name in zipfile.ZipFile(sys.argv[1]).namelist() if ".dist-info/" not in name}
 assert names == source, f"missing: {sorted(source - names)}; too much: {sorted(names - source)}"
-for needed in ("hf_transfer_plugin/py.typed", "hf_transfer_plugin/hub/templates/model_card.md"):
+templates = "hf_transfer_plugin/hub/templates"
+for needed in ("hf_transfer_plugin/py.typed", f"{templates}/model_card.md", f"{templates}/space/app.py"):
     assert needed in names, needed
 metadata = zipfile.ZipFile(sys.argv[1])
 entry = next(n for n in metadata.namelist() if n.endswith("entry_points.txt"))
