@@ -20,6 +20,7 @@ from transformers import (
 
 from hf_transfer_plugin import TransferTrainer, attach
 from hf_transfer_plugin.freezing import full
+from hf_transfer_plugin.trainer.loss_scale import count_targets
 from tests.conftest import TINY, VOCABULARY, rows
 
 STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -202,3 +203,110 @@ def test_terms_and_clipping_see_the_same_scale(make_trainer, name):
     assert norm == pytest.approx(small_norm, rel=1e-5)
     assert gap(found, expected) < 1e-6
     assert gap(run(8, 1, [])[1], expected) > 1e-4
+
+
+class Pairs(Trainer):
+    """Its batches are nothing that the model takes, and its loss is a mean."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        first, second = (model(input_ids=inputs[name]).logits for name in ("a_ids", "b_ids"))
+        loss = ((first - second) ** 2).mean()
+        return (loss, None) if return_outputs else loss
+
+
+def pairs(count=8):
+    return [{"a_ids": r["input_ids"], "b_ids": r["input_ids"].flip(0), "labels": r["labels"]} for r in rows(count)]
+
+
+def one_step(make_trainer, model, size, accumulation, cls=Trainer, train=None, **changes):
+    torch.manual_seed(0)
+    trainer = make_trainer(
+        model(), cls=cls, train=train, max_steps=1, per_device_train_batch_size=size, optim="sgd", learning_rate=1.0,
+        gradient_accumulation_steps=accumulation, lr_scheduler_type="constant", max_grad_norm=0.0,
+        train_sampling_strategy="sequential", **changes,
+    )  # fmt: skip
+    attach(trainer, schedule=full())
+    trainer.train()
+    return trainer, {k: v.clone() for k, v in trainer.model.state_dict().items()}
+
+
+def test_a_loss_of_the_users_own_over_other_batches_than_the_models_is_probed_as_it_is(make_trainer):
+    model, more = PER_EXAMPLE["bert-classes"], {"cls": Pairs, "train": pairs(), "remove_unused_columns": False}
+    _, expected = one_step(make_trainer, model, 8, 1, **more)
+    _, found = one_step(make_trainer, model, 4, 2, **more)
+    assert gap(found, expected) < 1e-6
+
+
+def test_a_model_that_returns_a_tuple_is_probed(make_trainer):
+    def model():
+        made = PER_EXAMPLE["bert-classes"]()
+        made.config.return_dict = False
+        return made
+
+    _, expected = one_step(make_trainer, model, 8, 1, train=data("bert-classes"))
+    _, found = one_step(make_trainer, model, 4, 2, train=data("bert-classes"))
+    assert gap(found, expected) < 1e-6
+
+
+class Unwilling(OwnLoss):
+    """Its loss cannot be had outside of training."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if not model.training:
+            raise KeyError("teacher_logits")
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+
+def test_a_probe_that_fails_warns_once_and_changes_nothing(make_trainer, caplog):
+    with caplog.at_level(logging.WARNING):
+        trainer, _ = one_step(
+            make_trainer, PER_TOKEN["bert-tokens"], 4, 2, cls=Unwilling, train=data("bert-tokens"), eval_strategy="no"
+        )
+    assert caplog.text.count("could not be found out (KeyError: 'teacher_logits')") == 1
+    assert trainer.model_accepts_loss_kwargs
+
+
+@pytest.mark.parametrize("name", ["bert-tokens", "t5"])
+def test_a_first_batch_without_targets_hides_nothing(make_trainer, name):
+    blind = [{**row, "labels": torch.full_like(row["labels"], -100)} for row in data(name, 2)]
+    trainer, _ = one_step(make_trainer, PER_TOKEN[name], 2, 2, train=blind + data(name))
+    assert not trainer.model_accepts_loss_kwargs
+
+
+def test_a_first_batch_whose_loss_is_no_number_is_told(make_trainer, caplog, monkeypatch):
+    monkeypatch.setattr(torch.nn.CrossEntropyLoss, "forward", lambda *args: torch.tensor(float("nan")))
+    trainer = make_trainer(PER_EXAMPLE["bert-classes"](), gradient_accumulation_steps=2)
+    with caplog.at_level(logging.WARNING):
+        attach(trainer, schedule=full())
+    assert caplog.text.count("could not be found out (the loss is nan)") == 1
+
+
+def test_labels_that_a_collator_has_shifted_are_counted_as_trainer_counts_them(make_trainer):
+    trainer = make_trainer(PER_TOKEN["llama"](), train=data("llama"))
+    batch = {"labels": torch.full((2, 8), 5), "shift_labels": torch.tensor([[1, 2, -100], [3, -100, -100]])}
+    assert count_targets(trainer, batch) == trainer._get_num_items_in_batch([batch], torch.device("cpu")) == 3
+
+
+class Parallel(torch.nn.Module):
+    """What DataParallel gives: each device's loss over its rows."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, num_items_in_batch=None, **inputs):
+        parts = zip(*(value.chunk(2) for value in inputs.values()), strict=True)
+        return {"loss": torch.stack([self.model(**dict(zip(inputs, part, strict=True))).loss for part in parts])}
+
+
+@pytest.mark.parametrize("averaged", [True, False])
+def test_two_devices_in_one_process_weigh_every_target_alike(make_trainer, averaged):
+    trainer = make_trainer(PER_TOKEN["bert-tokens"](), cls=TransferTrainer, train=data("bert-tokens"))
+    trainer.args._n_gpu, trainer.args.average_tokens_across_devices = 2, averaged
+    attach(trainer, schedule=full())
+    assert trainer.rescales_loss
+    batch = {k: torch.stack([row[k] for row in data("bert-tokens")]) for k in data("bert-tokens")[0]}
+    count = trainer._get_num_items_in_batch([batch], torch.device("cpu"))
+    model = trainer.model.eval()
+    found = trainer.compute_loss(Parallel(model).eval(), dict(batch), num_items_in_batch=count).mean()
+    assert float(found) == pytest.approx(float(model(**batch).loss), rel=1e-5)

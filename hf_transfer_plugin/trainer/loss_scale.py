@@ -1,13 +1,14 @@
 """The scale of the loss under gradient accumulation and several processes, and the heads that get it wrong."""
 
 import logging
+import math
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import Trainer
 
 from hf_transfer_plugin.callbacks.ranks import anywhere
+from hf_transfer_plugin.layers.probe import untouched
 
 logger = logging.getLogger(__name__)
 
@@ -20,15 +21,41 @@ def count_targets(trainer: Trainer, inputs: dict[str, Any]) -> torch.Tensor:
         trainer (`Trainer`):
             The Trainer.
         inputs (`dict[str, Any]`):
-            A micro-batch with `labels` of shape `(rows, ...)`; -100 marks what is no target.
+            A micro-batch with `labels` of shape `(rows, ...)`, and perhaps `shift_labels`; -100 marks what is no
+            target.
 
     Returns:
         `torch.Tensor`: The number of targets.
     """
-    labels = inputs["labels"]
-    if trainer._loss_shifts_labels:
-        labels = labels[..., 1:]
-    return labels.ne(-100).sum()
+    return _targets(trainer, inputs).ne(-100).sum()
+
+
+def share_of_targets(trainer: Trainer, inputs: dict[str, Any], num_items_in_batch: Any) -> torch.Tensor:
+    """
+    What turns a mean over the targets of a micro-batch into its part of the mean over all of them.
+
+    Args:
+        trainer (`Trainer`):
+            The Trainer.
+        inputs (`dict[str, Any]`):
+            A micro-batch with `labels`.
+        num_items_in_batch (`int` or `torch.Tensor`):
+            Trainer's count; DataParallel gets it once for each device.
+
+    Returns:
+        `torch.Tensor`: The share, of shape `()`; under DataParallel one for the rows of each device, `(devices,)`.
+    """
+    whole = torch.as_tensor(num_items_in_batch).flatten()[0]
+    if trainer.args.n_gpu <= 1:
+        return count_targets(trainer, inputs) / whole
+    parts = _targets(trainer, inputs).chunk(trainer.args.n_gpu)
+    return torch.stack([part.ne(-100).sum() for part in parts]) / whole
+
+
+def _targets(trainer: Trainer, inputs: dict[str, Any]) -> torch.Tensor:
+    if "shift_labels" in inputs:
+        return inputs["shift_labels"]
+    return inputs["labels"][..., 1:] if trainer._loss_shifts_labels else inputs["labels"]
 
 
 def averages_over_tokens(labels: Any) -> bool:
@@ -62,10 +89,13 @@ def mend_loss_scale(trainer: Trainer, batch: dict[str, Any] | None, *, rescales:
     Returns:
         `bool`: Whether `compute_loss` shall rescale.
     """
-    # A batch may tell nothing, as one without targets; yet all processes must count, or none.
-    if not anywhere(batch is not None and _drops_count(trainer, batch), trainer.args.device) or batch is None:
+    drops = _drops_count(trainer, batch)
+    labels = None if batch is None else batch.get("labels")
+    # A batch may tell nothing, as one without targets; yet all processes must do the same.
+    anyone = anywhere(drops is True, trainer.args.device)
+    many = anywhere(drops is True and averages_over_tokens(labels), trainer.args.device)
+    if not anyone:
         return False
-    many = averages_over_tokens(batch["labels"])
     if many and rescales:
         return True
     trainer.model_accepts_loss_kwargs = False
@@ -86,39 +116,39 @@ def scale_matters(trainer: Trainer) -> bool:
             The Trainer.
 
     Returns:
-        `bool`: Whether a head that drops the count would go wrong in this run: with one batch a step it does not.
+        `bool`: Whether a head that drops the count would go wrong in this run: with one batch a step, on one device
+        of one process, it does not. With several devices in one process Trainer multiplies what it counts by them.
     """
     args = trainer.args
-    several = args.gradient_accumulation_steps > 1 or args.world_size > 1
+    several = args.gradient_accumulation_steps > 1 or args.world_size > 1 or args.n_gpu > 1
     own = trainer.compute_loss_func is not None or trainer.label_smoother is not None
     return several and trainer.model_accepts_loss_kwargs and trainer.loss_is_scaled_for_ga is None and not own
 
 
-def _drops_count(trainer: Trainer, batch: dict[str, Any]) -> bool:
+def _drops_count(trainer: Trainer, batch: dict[str, Any] | None) -> bool | None:
+    """Whether the loss is the same for a count and for four times that count; `None` and a warning if that is open."""
     model = trainer.model
     parameter = next(model.parameters())
-    if not isinstance(batch.get("labels"), torch.Tensor) or parameter.device.type == "meta":
+    if batch is None or not isinstance(batch.get("labels"), torch.Tensor) or parameter.device.type == "meta":
         return False
     inputs = {k: v.to(parameter.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    devices = [parameter.device] if parameter.device.type == "cuda" else []
-    try:
-        with torch.random.fork_rng(devices=devices), torch.no_grad(), trainer.compute_loss_context_manager():
-            return _same_loss(trainer, model, inputs)
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-def _same_loss(trainer: Trainer, model: nn.Module, inputs: dict[str, Any]) -> bool:
-    """Whether the loss is the same for a count and for four times that count."""
+    if not count_targets(trainer, inputs):
+        inputs |= {name: torch.zeros_like(inputs[name]) for name in ("labels", "shift_labels") if name in inputs}
     counts = [count_targets(trainer, inputs) * factor for factor in (1, 4)]
-    losses = [model(**inputs, num_items_in_batch=count)["loss"] for count in counts]
-    if not torch.equal(*losses) or not losses[0].any():
-        return False
-    if type(trainer).compute_loss is Trainer.compute_loss:
-        return True
-    # A Trainer with a loss of its own may count although the model does not.
-    own = [trainer.compute_loss(model, dict(inputs), num_items_in_batch=count) for count in counts]
-    return bool(torch.equal(*own))
+    try:
+        with untouched(model), trainer.compute_loss_context_manager(), trainer.accelerator.autocast():
+            losses = [trainer.compute_loss(model, dict(inputs), num_items_in_batch=count) for count in counts]
+        first, second = (float(loss.mean()) for loss in losses)
+        if math.isfinite(first) and first:
+            return first == second
+        why = f"the loss is {first}"
+    except Exception as error:  # A loss may need what only training has; it is then left as it is.
+        why = f"{type(error).__name__}: {error}"
+    logger.warning(
+        "Whether the loss of %s is divided by `num_items_in_batch` could not be found out (%s), so it is left as it "
+        "is. If it is a mean over the micro-batch, set `loss_is_scaled_for_ga = False` on the Trainer, or it grows "
+        "with accumulation.",
+        type(trainer).__name__,
+        why,
+    )
+    return None

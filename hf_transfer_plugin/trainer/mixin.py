@@ -9,7 +9,7 @@ from transformers import Seq2SeqTrainer, Trainer
 from hf_transfer_plugin.layers import LayerGroups
 from hf_transfer_plugin.losses import LossTerm
 from hf_transfer_plugin.trainer.attaching import attach
-from hf_transfer_plugin.trainer.loss_scale import count_targets
+from hf_transfer_plugin.trainer.loss_scale import share_of_targets
 
 
 class TransferMixin:
@@ -77,7 +77,7 @@ class TransferMixin:
             model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
         )
         if self.rescales_loss and num_items_in_batch is not None:
-            loss = loss * (count_targets(self, inputs) / num_items_in_batch)
+            loss = loss * share_of_targets(self, inputs, num_items_in_batch)
         if model.training:
             # Where Trainer takes the loss for a share of the whole batch it does not divide it, so the terms are.
             scaled = self.loss_is_scaled_for_ga  # type: ignore[attr-defined]
