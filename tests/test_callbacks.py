@@ -20,6 +20,7 @@ from hf_transfer_plugin import (
     full,
 )
 from hf_transfer_plugin.callbacks import NonFiniteLossCallback, progress_of
+from hf_transfer_plugin.callbacks.agreement import RankAgreement
 from hf_transfer_plugin.freezing import learning_names
 from tests.conftest import bert, rows
 
@@ -179,3 +180,43 @@ class Poison(TrainerCallback):
         self.steps = state.global_step
         if state.global_step == self.at:
             nn.init.constant_(model.classifier.weight, float("nan"))
+
+
+class Boom(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        raise KeyboardInterrupt
+
+
+def test_runs_that_broke_off_leave_one_hook_and_the_next_whole_one_none(make_trainer):
+    trainer = make_trainer(callbacks=[NonFiniteLossCallback(), boom := Boom()], max_steps=1)
+    before = len(trainer.model._forward_hooks)
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train()
+        assert len(trainer.model._forward_hooks) == before + 1
+    trainer.remove_callback(boom)
+    trainer.train()
+    assert len(trainer.model._forward_hooks) == before
+
+
+def test_an_infinite_loss_stops_the_run_too(make_trainer, monkeypatch):
+    real = nn.CrossEntropyLoss.forward
+    monkeypatch.setattr(nn.CrossEntropyLoss, "forward", lambda self, *args: real(self, *args) * float("inf"))
+    with pytest.raises(RuntimeError, match="became infinite at step 1"):
+        make_trainer(callbacks=[NonFiniteLossCallback()]).train()
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "transposed", "channels last"])
+def test_a_sample_of_the_weights_sees_them_in_any_order_of_memory(layout):
+    model = nn.Sequential(nn.Conv2d(2, 4, 3, bias=False), nn.Linear(3, 2, bias=False))
+    if layout == "transposed":
+        model[1].weight = nn.Parameter(torch.randn(3, 2).t())
+    elif layout == "channels last":
+        model.to(memory_format=torch.channels_last)
+    agreement = RankAgreement(model, discover_layer_groups(model, [r"^0", r"^1"]))
+    before = agreement.sample_sums()
+    with torch.no_grad():
+        model[0].weight[1, 1, 1, 1] += 1
+        model[1].weight[1, 1] += 1
+    after = agreement.sample_sums()
+    assert all(one != other for one, other in zip(before, after, strict=True))

@@ -9,10 +9,15 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 
+from hf_transfer_plugin.callbacks.ranks import grouped
 from hf_transfer_plugin.layers import LayerGroups, parameters_by_name
 
 SAMPLED = 4096
 ROW = 16
+FLATTENED = (
+    "FSDP 1 without `use_orig_params` flattens the parameters of different layers into one, so that they cannot be "
+    "frozen or rated apart. Set `use_orig_params: true`, or use FSDP 2."
+)
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -26,22 +31,24 @@ class RankAgreement:
             The model.
         groups (`LayerGroups`):
             Its layer groups.
+        device (`torch.device`, *optional*):
+            The device of the collectives; that of the first parameter without it.
     """
 
-    def __init__(self, model: nn.Module, groups: LayerGroups) -> None:
-        self.active = torch.distributed.is_available() and torch.distributed.is_initialized()
-        self.active = self.active and torch.distributed.get_world_size() > 1
+    def __init__(self, model: nn.Module, groups: LayerGroups, device: torch.device | None = None) -> None:
+        self.active = grouped() and torch.distributed.get_world_size() > 1
         self.checked_at = -1
         self._names = [group.name for group in groups]
         parameters = parameters_by_name(model)
         whole = [] if is_sharded(model) else list(groups)
         self._parameters = [[parameters[n] for n in group.parameters] for group in whole]
         self._samples: list[list[list[torch.Tensor]]] | None = None
-        self._device = next(iter(parameters.values())).device
+        self._device = device or next(iter(parameters.values())).device
 
     def check_sample(self, learning: Iterable[str], step: int) -> None:
         """
-        Compares the names that learn and up to 4,096 entries of each layer group, spread over its parameters.
+        Compares the names that learn and up to 4,096 entries of each layer group, spread over its parameters; those
+        that leave gaps in memory are left to `check_all`.
 
         Args:
             learning (`Iterable[str]`):
@@ -140,8 +147,20 @@ def check_ddp(args: Any, *, sharded: bool) -> None:
             + (": with activation checkpointing Trainer turns it off." if checkpointing else ", but it is off.")
             + " Set it in the training arguments."
         )
-    if checkpointing and (args.activation_checkpointing_kwargs or {}).get("use_reentrant", False):
+    if checkpointing and uses_reentrant(args):
         raise ValueError("A changing schedule under DDP needs non-reentrant checkpointing: drop `use_reentrant`.")
+
+
+def uses_reentrant(args: Any) -> bool:
+    """
+    Args:
+        args (`TrainingArguments`):
+            The arguments.
+
+    Returns:
+        `bool`: Whether activation checkpointing, if it is on, is of the reentrant kind.
+    """
+    return bool((args.activation_checkpointing_kwargs or {}).get("use_reentrant", False))
 
 
 def _samples(parameters: list[nn.Parameter]) -> list[list[torch.Tensor]]:
@@ -150,6 +169,8 @@ def _samples(parameters: list[nn.Parameter]) -> list[list[torch.Tensor]]:
     share = max(SAMPLED // max(len(parameters), 1), 1)
     for parameter in parameters:
         flat = parameter.detach()
+        # A transposed or channels-last weight lies in memory without gaps, in another order of its dimensions.
+        flat = flat.permute(sorted(range(flat.ndim), key=flat.stride, reverse=True))
         flat = flat.view(-1) if flat.is_contiguous() else flat.flatten()[:0]
         width = min(ROW, share, len(flat))
         if not width:

@@ -20,6 +20,7 @@ class NonFiniteLossCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Watches what the model returns."""
+        self._stop_watching()  # A run before may have broken off.
         self._losses = []
 
         def keep(module: nn.Module, inputs: Any, outputs: Any) -> None:
@@ -30,16 +31,21 @@ class NonFiniteLossCallback(TrainerCallback):
         self._handle = kwargs["model"].register_forward_hook(keep)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Raises before the step is taken."""
-        losses, self._losses = self._losses, []
-        if losses and not torch.isfinite(torch.stack([loss.mean() for loss in losses])).all():
+        """Raises before the step is taken, on all processes."""
+        means, self._losses = [loss.mean() for loss in self._losses], []
+        wrong = bool(means) and not torch.isfinite(torch.stack(means)).all()
+        if anywhere(wrong, args.device):
+            nan = anywhere(wrong and bool(torch.stack(means).isnan().any()), args.device)
             raise RuntimeError(
-                f"The loss became {losses[-1].mean().item()} at step {state.global_step + 1}, so the run was stopped. "
-                "Lower `learning_rate`, add `warmup_steps`, or look for bad rows in the data."
+                f"The loss became {'nan' if nan else 'infinite'} at step {state.global_step + 1}, so the run was "
+                "stopped. Lower `learning_rate`, add `warmup_steps`, or look for bad rows in the data."
             )
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Stops watching."""
+        self._stop_watching()
+
+    def _stop_watching(self) -> None:
         if self._handle is not None:
             self._handle.remove()
 
