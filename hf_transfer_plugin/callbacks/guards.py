@@ -37,7 +37,7 @@ class NonFiniteLossCallback(TrainerCallback):
         if anywhere(wrong, args.device):
             nan = anywhere(wrong and bool(torch.stack(means).isnan().any()), args.device)
             raise RuntimeError(
-                f"The loss became {'nan' if nan else 'infinite'} at step {state.global_step + 1}, so the run was "
+                f"The loss became {'nan' if nan else 'inf'} at step {state.global_step + 1}, so the run was "
                 "stopped. Lower `learning_rate`, add `warmup_steps`, or look for bad rows in the data."
             )
 
