@@ -2,13 +2,14 @@
 
 from hf_transfer_plugin.layers.discovery import discover_layer_groups
 from hf_transfer_plugin.layers.groups import LayerGroup, LayerGroups, check_patterns
-from hf_transfer_plugin.layers.naming import parameters_by_name, unwrapped_name
+from hf_transfer_plugin.layers.naming import is_flattened, parameters_by_name, unwrapped_name
 
 __all__ = [
     "LayerGroup",
     "LayerGroups",
     "check_patterns",
     "discover_layer_groups",
+    "is_flattened",
     "parameters_by_name",
     "unwrapped_name",
 ]

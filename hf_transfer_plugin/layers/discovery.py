@@ -8,6 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_transfer_plugin.layers.groups import LayerGroup, LayerGroups, check_patterns
+from hf_transfer_plugin.layers.naming import is_flattened, parameters_by_name, unwrapped_model, unwrapped_name
 from hf_transfer_plugin.layers.probe import CallOrder, record_calls
 from hf_transfer_plugin.layers.stacks import Layout, candidate_layouts, find_stacks
 
@@ -52,6 +53,9 @@ def discover_layer_groups(
     """
     if patterns is not None:
         return _from_patterns(model, patterns)
+    if is_flattened(model):
+        whole = LayerGroup("model", tuple(parameters_by_name(model)))
+        return LayerGroups([whole], model, rule="flattened by FSDP", verified=True)
     stacks = find_stacks(model)
     watched = {block for stack in stacks for block in stack.blocks}
     order = record_calls(model, {name: module for name, module in model.named_modules() if name in watched}, inputs)
@@ -70,7 +74,7 @@ def discover_layer_groups(
     names = _assign(model, layout, order, tied)
     ordered = ("embeddings", *layout.names, "head")
     groups = [LayerGroup(group, tuple(p for p, g in names.items() if g == group)) for group in ordered]
-    return LayerGroups(groups, model, rule=layout.rule, verified=verified, tied_head=tied)
+    return LayerGroups(groups, model, rule=unwrapped_name(layout.rule), verified=verified, tied_head=tied)
 
 
 def _confirmed(layouts: Sequence[Layout], order: CallOrder) -> Layout | None:
@@ -91,7 +95,7 @@ def _confirmed(layouts: Sequence[Layout], order: CallOrder) -> Layout | None:
 def _from_patterns(model: nn.Module, patterns: Sequence[str]) -> LayerGroups:
     check_patterns(patterns)
     members: dict[str, list[str]] = {pattern: [] for pattern in patterns}
-    for name, _ in model.named_parameters():
+    for name in parameters_by_name(model):
         pattern = next((p for p in patterns if re.search(p, name)), None)
         if pattern is not None:
             members[pattern].append(name)
@@ -100,7 +104,7 @@ def _from_patterns(model: nn.Module, patterns: Sequence[str]) -> LayerGroups:
         raise ValueError(
             f"Every pattern must match a parameter that no earlier one matches, but {empty} match none in "
             f"{type(model).__name__}. Its parameters begin with "
-            f"{', '.join(name for name, _ in list(model.named_parameters())[:3])}."
+            f"{', '.join(list(parameters_by_name(model))[:3])}."
         )
     groups = [LayerGroup(pattern, tuple(names)) for pattern, names in members.items()]
     return LayerGroups(
@@ -112,7 +116,7 @@ def _coarse(model: nn.Module, tied: bool) -> LayerGroups:
     embedding = _input_embeddings(model)
     held = {id(p) for p in embedding.parameters()} if embedding is not None else set()
     members: dict[str, list[str]] = {"embeddings": [], "body": [], "head": []}
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters_by_name(model).items():
         outside = _outside_base(model, name)
         members["embeddings" if id(parameter) in held else "head" if outside and not tied else "body"].append(name)
     groups = [LayerGroup(name, tuple(names)) for name, names in members.items()]
@@ -144,7 +148,7 @@ def _has_tied_head(model: nn.Module) -> bool:
 
 def _outside_base(model: nn.Module, name: str) -> bool:
     """Whether a parameter stands outside the base model, that is, in the task's head."""
-    return _has_base(model) and not name.startswith(f"{model.base_model_prefix}.")
+    return _has_base(model) and not unwrapped_name(name).startswith(f"{model.base_model_prefix}.")
 
 
 def _has_base(model: nn.Module) -> bool:
@@ -176,14 +180,16 @@ def _assign(model: nn.Module, layout: Layout, order: CallOrder | None, tied: boo
             group = "head"
         if group == "head" and _is_passed_over(model, name):
             group = layout.names[-1]
-        result[name] = layout.names[-1] if group == "head" and tied else group
+        result[unwrapped_name(name)] = layout.names[-1] if group == "head" and tied else group
         before = group
     return result
 
 
 def _is_passed_over(model: nn.Module, name: str) -> bool:
     """Sentence Transformers pools the tokens itself: the pooler of the model inside runs, but feeds nothing."""
-    wraps = not isinstance(model, PreTrainedModel) and any(isinstance(m, PreTrainedModel) for m in model.modules())
+    wraps = not isinstance(unwrapped_model(model), PreTrainedModel) and any(
+        isinstance(m, PreTrainedModel) for m in model.modules()
+    )
     return wraps and re.search(r"(^|\.)pooler\.", name) is not None
 
 

@@ -7,6 +7,8 @@ from typing import overload
 
 from torch import nn
 
+from hf_transfer_plugin.layers.naming import parameters_by_name
+
 
 @dataclass(frozen=True)
 class LayerGroup:
@@ -69,7 +71,7 @@ class LayerGroups(Sequence[LayerGroup]):
     ) -> None:
         self._groups = tuple(group for group in groups if group.parameters)
         self.rule, self.verified, self.tied_head = rule, verified, tied_head
-        sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+        sizes = {name: parameter.numel() for name, parameter in parameters_by_name(model).items()}
         listed = [name for group in self._groups for name in group.parameters]
         wrong = sorted(
             (set(sizes) ^ set(listed)) | {name for name in listed if listed.count(name) > 1 and len(listed) < 2000}

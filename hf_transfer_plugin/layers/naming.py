@@ -19,6 +19,20 @@ def unwrapped_name(name: str) -> str:
     return name
 
 
+def unwrapped_model(model: nn.Module) -> nn.Module:
+    """
+    Args:
+        model (`nn.Module`):
+            A model, perhaps wrapped.
+
+    Returns:
+        `nn.Module`: The model itself.
+    """
+    inside = (model._modules.get(wrapper.rstrip(".")) for wrapper in _WRAPPERS)
+    inner = next((module for module in inside if module is not None), None)
+    return model if inner is None else unwrapped_model(inner)
+
+
 def parameters_by_name(model: nn.Module) -> dict[str, nn.Parameter]:
     """
     `model.named_parameters()` without the names that FSDP, `torch.compile` and checkpoint wrappers put in between.
@@ -31,3 +45,15 @@ def parameters_by_name(model: nn.Module) -> dict[str, nn.Parameter]:
         `dict[str, nn.Parameter]`: The parameters in the model's order.
     """
     return {unwrapped_name(name): parameter for name, parameter in model.named_parameters()}
+
+
+def is_flattened(model: nn.Module) -> bool:
+    """
+    Args:
+        model (`nn.Module`):
+            A model, perhaps wrapped.
+
+    Returns:
+        `bool`: Whether FSDP 1 has made one parameter of those of each part that it wraps (no `use_orig_params`).
+    """
+    return any(name.endswith("_flat_param") for name, _ in model.named_parameters())

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from hf_transfer_plugin.layers.naming import unwrapped_model
+
 
 def dummy_inputs(model: nn.Module, *, batch_size: int = 1, length: int = 8) -> Iterator[dict[str, Any]]:
     """
@@ -25,7 +27,7 @@ def dummy_inputs(model: nn.Module, *, batch_size: int = 1, length: int = 8) -> I
         `dict[str, Any]`: Keyword arguments for a forward pass.
     """
     config = getattr(model, "config", None)
-    accepted = inspect.signature(model.forward).parameters
+    accepted = inspect.signature(unwrapped_model(model).forward).parameters
     device = next(model.parameters()).device
     makers = {
         "input_ids": lambda: _tokens(config, batch_size, length),

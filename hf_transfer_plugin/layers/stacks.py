@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from hf_transfer_plugin.layers.naming import unwrapped_name
 from hf_transfer_plugin.layers.probe import CallOrder
 
 # Where no forward pass shows the order of towers: the first pattern that a path matches ranks it.
@@ -90,7 +91,7 @@ def find_stacks(model: nn.Module, *, smallest: int = 2) -> list[Stack]:
         inside = any(path.startswith(f"{stack.path}.") for stack in stacks)
         # A list outside the base model is part of the task's head.
         is_list = isinstance(module, nn.ModuleList) and len(module) >= smallest
-        if inside or not is_list or not path.startswith(base):
+        if inside or not is_list or not unwrapped_name(path).startswith(base):
             continue
         assert isinstance(module, nn.ModuleList)
         if not _size(module) or not _alike(module):
