@@ -219,6 +219,8 @@ def ever_learning_names(strategy: Any, model: nn.Module, groups: LayerGroups) ->
     """
     if isinstance(strategy, FreezingPolicy):
         return strategy(model, groups)
+    if getattr(strategy, "needs_head", False):
+        groups.require_head(strategy.name)
     frozen = getattr(strategy, "frozen", 0)
     if frozen >= len(groups):
         raise ValueError(

@@ -171,8 +171,7 @@ def plan(
         ValueError: If the strategy does not fit the model.
     """
     groups = groups if groups is not None else discover_layer_groups(model)
-    if getattr(schedule, "needs_head", False):
-        groups.require_head(schedule.name)
+    ever = ever_learning_names(schedule, model, groups)
     sizes = {name: (p.numel(), p.numel() * p.element_size()) for name, p in model.named_parameters()}
     copy, inputs = _weightless(model, length)
     costs: dict[frozenset[str], tuple[int, int]] = {}
@@ -201,7 +200,7 @@ def plan(
     everything = frozenset(sizes)
     full_cost = phase(0, max_steps, everything, everything)
     warnings = _warnings(schedule, phases, full_cost, groups, checkpointing)
-    idle = ever_learning_names(schedule, model, groups) - so_far
+    idle = ever - so_far
     if idle and not getattr(schedule, "needs_evaluation", False):
         late = [g.name for g in groups if idle & set(g.parameters)]
         warnings.append(f"The run ends before {', '.join(late)} learn; train longer or thaw faster.")

@@ -9,12 +9,23 @@ import torch
 from safetensors.torch import save_file
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor
-from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments, set_seed
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.models.bert.modeling_bert import BertLayer
 from transformers.trainer_callback import PrinterCallback
 
 from hf_transfer_plugin import FreezingCallback, GradualUnfreezing, LayerwiseDecay, attach
-from hf_transfer_plugin.freezing import ever_learning_names, freeze_first, set_trainable
+from hf_transfer_plugin.callbacks import NonFiniteLossCallback
+from hf_transfer_plugin.freezing import ever_learning_names, freeze_first, full, set_trainable
 from hf_transfer_plugin.layers import discover_layer_groups
 from hf_transfer_plugin.learning_rates import build_optimizer
 from hf_transfer_plugin.schedules import ChainThaw, LayerSampling, LinearProbeThenFineTune, PlateauUnfreezing
@@ -36,6 +47,7 @@ CELLS = [
         ("sgd", 1, False), ("sgd", 2, False), ("sgd", 1, True), ("sgd", 2, True), ("adamw_torch_fused", 2, True),
     )
 ]  # fmt: skip
+TEXT = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
 STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
@@ -135,6 +147,17 @@ class Spoil(TrainerCallback):
                 self.spoil(model)
 
 
+class Apart(GradualUnfreezing):
+    """Says the same of itself on every process, and lets another group learn on each."""
+
+    def __init__(self, rank):
+        super().__init__()
+        object.__setattr__(self, "rank", rank)
+
+    def __call__(self, progress, groups):
+        return (groups - 1 - self.rank,)
+
+
 def disagreements(out, rank):
     def layer(model):
         model.bert.encoder.layer[1].output.dense.weight.mul_(1.001)
@@ -146,10 +169,6 @@ def disagreements(out, rank):
         trainer = attached(out / f"d-{step}", batch=4, callbacks=[Spoil(rank, step, spoil)], **changes)
         return message(trainer.train)
 
-    def other_schedule():
-        STRATEGIES["other"] = GradualUnfreezing(until=0.0) if rank else GradualUnfreezing()
-        return message(attached(out / "o", ("other", "sgd", 1, False), batch=4).train)
-
     def blind():
         """A head that drops the count, met on one process by a batch whose loss is no number."""
         with pytest.MonkeyPatch.context() as patch:
@@ -157,13 +176,60 @@ def disagreements(out, rank):
                 patch.setattr(torch.nn.CrossEntropyLoss, "forward", lambda *args: torch.tensor(float("nan")))
             return attached(out / "b", batch=4).model_accepts_loss_kwargs
 
+    def not_a_number():
+        real = torch.nn.CrossEntropyLoss.forward
+        with pytest.MonkeyPatch.context() as patch:
+            if rank:
+                patch.setattr(torch.nn.CrossEntropyLoss, "forward", lambda *args: real(*args) * float("nan"))
+            return message(make_trainer(out / "n", batch=4, callbacks=[NonFiniteLossCallback()]).train)
+
     return {
+        "not a number": not_a_number(),
         "one blind": blind(),
         "at a thaw": run(layer, 2),
         "before a save": run(one_entry, 5, save_strategy="steps", save_steps=6),
         "not looked at": run(one_entry, 7),
-        "names": other_schedule(),
     }
+
+
+def apart(out, rank):
+    """Runs that are not the same on both processes from the beginning."""
+
+    def other(strategy):
+        STRATEGIES["other"] = strategy
+        return message(attached(out / "o", ("other", "sgd", 1, False), batch=4).train)
+
+    def other_measure():
+        trainer = make_trainer(out / "m", batch=4, metric_for_best_model="m", greater_is_better=True)
+        trainer.compute_metrics = lambda prediction: {"m": float(trainer.state.global_step) if rank else 0.5}
+        attach(trainer, schedule=PlateauUnfreezing())
+        return message(trainer.train)
+
+    return {
+        "names": other(Apart(rank)),
+        "schedule": other(GradualUnfreezing(every=2 + rank)),
+        "rates": message(attached(out / "l", rates=LayerwiseDecay(0.8 + rank / 10), batch=4).train),
+        "steps": message(attached(out / "s", max_steps=STEPS + rank, batch=4).train),
+        "measure": other_measure(),
+    }
+
+
+def modalities(out, rank):
+    """A model that only a real batch can tell about; the first batch of one process alone has an image."""
+    set_seed(0)
+    text = {**TEXT, "num_hidden_layers": 3, "num_key_value_heads": 2, "pad_token_id": 0}
+    vision = CLIPVisionConfig(**TEXT, num_hidden_layers=2, image_size=8, patch_size=4, projection_dim=16)
+    config = LlavaConfig(vision_config=vision, text_config=LlamaConfig(**text, vocab_size=120), image_token_index=100)
+    tokens, mask = torch.randint(3, 90, (8,)), torch.ones(8, dtype=torch.long)
+    only_text = {"input_ids": tokens, "attention_mask": mask, "labels": tokens}
+    image = {"input_ids": torch.cat([torch.full((4,), 100), tokens[4:]]), "pixel_values": torch.rand(3, 8, 8)}
+    trainer = make_trainer(
+        out / "v", model=LlavaForConditionalGeneration(config), batch=1, eval_strategy="no", max_steps=4,
+        train_sampling_strategy="sequential", remove_unused_columns=False,
+    )  # fmt: skip
+    trainer.train_dataset = [{**only_text, **image}, only_text] * 8
+    groups = attach(trainer, schedule=GradualUnfreezing(every=1))
+    return {"groups": groups.names, "verified": groups.verified, "trained": message(trainer.train)}
 
 
 def resume(out, rank):
@@ -227,13 +293,40 @@ def fsdp2(model):
     return model
 
 
-def fsdp1(model):
+def fsdp1(model, use_orig_params=True):
     def is_block(module, recurse, **unused):
         return recurse or isinstance(module, BertLayer)
 
     return FullyShardedDataParallel(
-        model, use_orig_params=True, auto_wrap_policy=is_block, device_id=torch.device("cpu")
+        model, use_orig_params=use_orig_params, auto_wrap_policy=is_block, device_id=torch.device("cpu")
     )
+
+
+def wrapped(out, rank):
+    """What FSDP 1 gets, with the original parameters and without."""
+    trainer = make_trainer(out / "w", model=bert(**STILL), weight_decay=0.1, optim="adamw_torch")
+    attach(trainer, schedule=freeze_first(1), learning_rates=LayerwiseDecay(0.5))
+    plain, groups = settings(trainer.create_optimizer()), discover_layer_groups(trainer.model)
+    model = fsdp1(trainer.model)
+    trainer.optimizer = None
+    flat = make_trainer(out / "f", model=bert(**STILL))
+    attach(flat, schedule=full())
+    flattened = fsdp1(flat.model, use_orig_params=False)
+    made = flat.create_optimizer(flattened).param_groups
+    alone = FreezingCallback(freeze_first(1))
+    state = TrainerState(max_steps=STEPS, num_train_epochs=1)
+    around = {"model": flattened, "optimizer": flat.optimizer, "lr_scheduler": None, "train_dataloader": None}
+    return {
+        "decay": settings(trainer.create_optimizer(model)) == plain and {group[1] for group in plain} == {0.1, 0.0},
+        "groups": [[g.name, g.parameters] for g in groups]
+        == [[g.name, g.parameters] for g in discover_layer_groups(model)],
+        "alone": message(lambda: alone.on_train_begin(flat.args, state, None, **around)),
+        "full": sum(p.numel() for g in made for p in g["params"]) == sum(p.numel() for p in flattened.parameters()),
+    }
+
+
+def settings(optimizer):
+    return [[group["lr"], group["weight_decay"], group["param_names"]] for group in optimizer.param_groups]
 
 
 def sharded(out, rank):

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.distributed
 def launch(tmp_path_factory):
     """Runs one function of the worker on two processes; gives the folder and what each rank found."""
 
-    def run(name):
+    def run(name, timeout=600):
         out = tmp_path_factory.mktemp(name)
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
@@ -30,7 +30,7 @@ def launch(tmp_path_factory):
             env={**environment, "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
-            timeout=600,
+            timeout=timeout,
         )
         assert done.returncode == 0, done.stderr[-4000:]
         return out, [json.loads((out / f"{name}-{rank}.json").read_text()) for rank in (0, 1)]
@@ -74,13 +74,37 @@ def test_what_cannot_go_right_is_refused(launch):
 
 
 def test_ranks_that_disagree_stop_the_run(launch):
-    _, (first, second) = launch("disagreements")
+    _, (first, second) = launch("disagreements", timeout=120)
     assert first == second
     assert first["one blind"] is False
+    assert "The loss became nan at step 1, so the run was stopped" in first["not a number"]
     assert "After step 2 the processes no longer agree on the weights of 'layer.1'" in first["at a thaw"]
     assert "After step 6 the processes no longer agree on the weights of 'embeddings'" in first["before a save"]
     assert first["not looked at"] == "no error"
+
+
+def test_ranks_that_begin_otherwise_stop_the_run_instead_of_waiting(launch):
+    _, (first, second) = launch("apart", timeout=120)
+    assert first == second
     assert "After step 0 the processes no longer agree on which parameters learn" in first["names"]
+    alike = "All processes of a run must train alike, but they differ in the {}. Give every process the same"
+    whats = {"schedule": "schedule", "rates": "choice of learning rates", "steps": "number of steps"}
+    for name, what in {**whats, "measure": "measured `eval_m`"}.items():
+        assert alike.format(what) in first[name]
+
+
+def test_processes_whose_first_batches_differ_take_the_groups_of_the_first(launch):
+    _, (first, second) = launch("modalities", timeout=120)
+    assert first == second
+    assert (first["verified"], first["trained"]) == (True, "no error")
+    assert len(first["groups"]) > 5
+
+
+def test_fsdp_1_keeps_names_decay_and_groups_and_what_it_flattens_is_refused(launch):
+    _, found = launch("wrapped", timeout=120)
+    for one in found:
+        assert "Set `use_orig_params: true`, or use FSDP 2" in one.pop("alone")
+        assert one == {"decay": True, "groups": True, "full": True}
 
 
 def test_two_processes_resume_bitwise_from_the_last_whole_checkpoint(launch):

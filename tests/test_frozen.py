@@ -82,6 +82,27 @@ def test_frozen_bottom_layers_are_neither_recomputed_nor_differentiated(make_tra
     assert differentiated == [2]
 
 
+def passes_gradients(model):
+    """Whether what the embeddings give needs a gradient while they are frozen."""
+    tokens = torch.tensor([[3, 4, 5, 6]])
+    model.get_input_embeddings().requires_grad_(False)
+    return model.get_input_embeddings()(tokens).requires_grad
+
+
+def test_the_hook_of_activation_checkpointing_is_given_back_and_taken_again_in_a_second_run(make_trainer):
+    model, differentiated = bert(), []
+    for i, block in enumerate(model.bert.encoder.layer):
+        block.output.dense.register_full_backward_hook(lambda m, into, out, i=i: differentiated.append(i))
+    trainer = make_trainer(model, activation_checkpointing=True, max_steps=1)
+    attach(trainer, schedule=freeze_first(3))
+    for _ in range(2):
+        differentiated.clear()
+        trainer.train()
+        assert differentiated == [2]
+        assert model._require_grads_hooks
+    assert passes_gradients(model)
+
+
 def test_reversible_layers_learn_over_frozen_embeddings(make_trainer):
     config = ReformerConfig(
         attn_layers=["local", "local"], hidden_size=16, attention_head_size=8, num_attention_heads=2, vocab_size=120,
@@ -95,6 +116,7 @@ def test_reversible_layers_learn_over_frozen_embeddings(make_trainer):
     moved = {name for name in watcher.seen[0] if not torch.equal(watcher.seen[0][name], watcher.seen[-1][name])}
     assert not moved & set(groups[0].parameters)
     assert all(moved & set(group.parameters) for group in groups[1:])
+    assert not passes_gradients(model)
 
 
 def resnet():

@@ -20,7 +20,7 @@ from hf_transfer_plugin.callbacks.resuming import STATE_KEY, missing_parts, set_
 from hf_transfer_plugin.freezing import bitfit, freeze_first
 from hf_transfer_plugin.layers import discover_layer_groups
 from hf_transfer_plugin.schedules import ChainThaw, LayerSampling, LinearProbeThenFineTune, PlateauUnfreezing
-from tests.conftest import bert
+from tests.conftest import bert, rows
 
 STEPS = 6
 FACTORS = {
@@ -98,13 +98,13 @@ def assert_same(found, expected):
         assert torch.equal(found[0][name], value), name
 
 
-def check_resume(setting, steps, alone=False):
-    whole = setting.trainer(alone=alone)
+def check_resume(setting, steps, alone=False, make=bert):
+    whole = setting.trainer(make(), alone=alone)
     whole.train()
     weights, history = outcome(whole)
     assert {"grad_norm", "learning_rate", "loss"} <= history[0].keys()
     for step in steps:
-        resumed = setting.trainer(alone=alone)
+        resumed = setting.trainer(make(), alone=alone)
         resumed.train(resume_from_checkpoint=str(setting.folder / f"checkpoint-{step}"))
         assert_same(outcome(resumed, step), (weights, [entry for entry in history if entry["step"] > step]))
 
@@ -128,6 +128,23 @@ def test_a_callback_alone_resumes_bitwise(make_trainer, tmp_path, step):
 @pytest.mark.parametrize("policy", [freeze_first(2), bitfit()], ids=lambda policy: policy.name)
 def test_fixed_policies_resume_bitwise(make_trainer, tmp_path, policy):
     check_resume(Setting(make_trainer, tmp_path / "run", schedule=policy), [2])
+
+
+@pytest.mark.parametrize("fresh", [False, True], ids=["model", "model_init"])
+@pytest.mark.parametrize("schedule", [GradualUnfreezing(frozen=1), freeze_first(2)], ids=lambda s: s.name)
+def test_a_model_loaded_in_16_bits_resumes_bitwise(make_trainer, tmp_path, schedule, fresh):
+    """Its weights that learn are kept and saved in 32 bits; rounded on loading, the run would be another."""
+
+    def half():
+        return bert().to(torch.bfloat16)
+
+    setting = Setting(make_trainer, tmp_path / "run", schedule=schedule, bf16=True, learning_rate=1e-4)
+    if fresh:
+        setting.make = lambda model, output_dir, callbacks, **changes: Trainer(
+            model_init=half, args=make_trainer(output_dir=output_dir, **changes).args, train_dataset=rows(),
+            eval_dataset=rows(8), callbacks=callbacks,
+        )  # fmt: skip
+    check_resume(setting, [2, 4], make=half)
 
 
 # Killed at any moment

@@ -3,6 +3,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate.utils.deepspeed import DeepSpeedOptimizerWrapper
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -12,6 +13,7 @@ from transformers import (
     T5ForConditionalGeneration,
     Trainer,
     TrainerCallback,
+    TrainerState,
 )
 
 from hf_transfer_plugin import (
@@ -26,6 +28,7 @@ from hf_transfer_plugin import (
     attach,
     feature_extraction,
     freeze_first,
+    full,
 )
 from tests.conftest import bert, rows
 from tests.test_callbacks import Watcher, weights
@@ -204,6 +207,14 @@ def test_an_optimizer_that_already_exists_is_refused(make_trainer):
         attach(trainer, schedule=GradualUnfreezing())
 
 
+def test_a_scheduler_that_already_exists_is_refused(make_trainer):
+    model = bert()
+    scheduler = torch.optim.lr_scheduler.LambdaLR(torch.optim.SGD(model.parameters(), lr=0.1), lambda step: 0.0)
+    trainer = make_trainer(model, trainer_kwargs={"optimizers": (None, scheduler)})
+    with pytest.raises(ValueError, match=r"drives another optimizer.*name the scheduler with `lr_scheduler_type=`"):
+        attach(trainer, schedule=GradualUnfreezing())
+
+
 def test_a_second_attach_is_refused(make_trainer):
     trainer = make_trainer()
     attach(trainer, schedule=GradualUnfreezing())
@@ -283,15 +294,79 @@ def test_transfer_seq2seq_trainer_takes_a_schedule(make_trainer):
     assert torch.equal(before["shared.weight"], trainer.model.shared.weight)
 
 
+class Elsewhere:
+    """Stands for a Trainer whose accelerator shards: accelerate ignores that on CPU."""
+
+    def __init__(self, trainer, monkeypatch, fsdp_version, use_orig_params):
+        trainer.is_fsdp_enabled = True
+        plugin = FullyShardedDataParallelPlugin(fsdp_version=fsdp_version, use_orig_params=use_orig_params)
+        monkeypatch.setattr(trainer.accelerator.state, "fsdp_plugin", plugin, raising=False)
+
+
 @pytest.mark.parametrize(
-    ("fsdp_version", "use_orig_params", "taken"), [(2, None, True), (1, True, True), (1, False, False)]
+    ("strategy", "taken"),
+    [
+        ({"schedule": GradualUnfreezing()}, False),
+        ({"schedule": freeze_first(1)}, False),
+        ({"schedule": full(), "learning_rates": LayerwiseDecay(0.9)}, False),
+        ({"learning_rates": LayerwiseDecay(0.9)}, False),
+        ({"schedule": full()}, True),
+    ],
 )
-def test_fsdp_1_without_the_original_parameters_is_refused_and_fsdp_2_is_not(
-    make_trainer, monkeypatch, fsdp_version, use_orig_params, taken
+@pytest.mark.parametrize(("fsdp_version", "use_orig_params"), [(2, None), (1, True), (1, False)])
+def test_fsdp_1_without_the_original_parameters_is_refused_where_layers_differ(
+    make_trainer, monkeypatch, fsdp_version, use_orig_params, strategy, taken
 ):
     trainer = make_trainer()
-    trainer.is_fsdp_enabled = True
-    plugin = FullyShardedDataParallelPlugin(fsdp_version=fsdp_version, use_orig_params=use_orig_params)
-    monkeypatch.setattr(trainer.accelerator.state, "fsdp_plugin", plugin, raising=False)
+    Elsewhere(trainer, monkeypatch, fsdp_version, use_orig_params)
+    taken = taken or use_orig_params is not False
     with nullcontext() if taken else pytest.raises(ValueError, match="Set `use_orig_params: true`, or use FSDP 2"):
+        attach(trainer, **strategy)
+
+
+def begin(trainer, optimizer, callback=None):
+    """Starts the run with an optimizer that something else made, as DeepSpeed does."""
+    callback = callback or next(c for c in trainer.callback_handler.callbacks if isinstance(c, FreezingCallback))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    state = TrainerState(max_steps=3, num_train_epochs=1)
+    around = {"model": trainer.model, "optimizer": optimizer, "lr_scheduler": scheduler, "train_dataloader": None}
+    callback.on_train_begin(trainer.args, state, None, **around)
+    callback.on_step_begin(trainer.args, state, None, **around)
+    logs = {"loss": 1.0}
+    callback.on_log(trainer.args, state, None, logs=logs, **around)
+    return logs
+
+
+def flattened(optimizer):
+    """The same groups, each one flat tensor of its own, as under DeepSpeed."""
+    groups = []
+    for group in optimizer.param_groups:
+        flat = torch.nn.Parameter(torch.cat([p.detach().flatten() for p in group["params"]]))
+        groups.append({"params": [flat], "lr": group["lr"]})
+    return DeepSpeedOptimizerWrapper(torch.optim.SGD(groups))
+
+
+def test_a_fixed_policy_goes_on_under_deepspeed_which_flattens_the_optimizer(make_trainer):
+    trainer = make_trainer()
+    attach(trainer, schedule=freeze_first(2), learning_rates=LayerwiseDecay(0.5))
+    trainer.is_deepspeed_enabled = True
+    logs = begin(trainer, flattened(trainer.create_optimizer()))
+    assert [name for name in logs if name.startswith("learning_rate/")] == [
+        "learning_rate/layer.1", "learning_rate/layer.2", "learning_rate/head",
+    ]  # fmt: skip
+    assert logs["learning_rate/layer.1"] == pytest.approx(2.5e-3)
+    learning = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
+    assert not any("embeddings" in name or "layer.0" in name for name in learning)
+
+
+def test_a_changing_schedule_under_deepspeed_is_refused(make_trainer):
+    trainer = make_trainer()
+    trainer.is_deepspeed_enabled = True
+    with pytest.raises(ValueError, match=r"DeepSpeed fixes the trainable.*`freeze_first\(k\)`"):
         attach(trainer, schedule=GradualUnfreezing())
+
+
+def test_a_callback_alone_is_refused_under_deepspeed(make_trainer):
+    trainer = make_trainer()
+    with pytest.raises(ValueError, match=r"DeepSpeed.*Use `attach\(trainer, schedule=...\)` with a fixed policy"):
+        begin(trainer, flattened(trainer.create_optimizer()), FreezingCallback(freeze_first(2)))

@@ -3,12 +3,15 @@
 import logging
 from typing import Any
 
+from accelerate.utils.deepspeed import DeepSpeedOptimizerWrapper
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback
 
-from hf_transfer_plugin.callbacks.agreement import RankAgreement, check_ddp, is_sharded
+from hf_transfer_plugin.callbacks.agreement import FLATTENED, RankAgreement, check_ddp, is_sharded
 from hf_transfer_plugin.callbacks.head import solve_output_layer
+from hf_transfer_plugin.callbacks.inputs import InputGradients
+from hf_transfer_plugin.callbacks.ranks import require_same
 from hf_transfer_plugin.callbacks.resuming import STATE_KEY, remember_run
 from hf_transfer_plugin.freezing import (
     FreezingPolicy,
@@ -17,7 +20,7 @@ from hf_transfer_plugin.freezing import (
     learning_names,
     set_trainable,
 )
-from hf_transfer_plugin.layers import LayerGroups, discover_layer_groups, parameters_by_name
+from hf_transfer_plugin.layers import LayerGroups, discover_layer_groups, is_flattened, parameters_by_name
 from hf_transfer_plugin.learning_rates import groups_of
 from hf_transfer_plugin.schedules import LinearProbeThenFineTune, Progress
 
@@ -101,37 +104,38 @@ class FreezingCallback(TrainerCallback):
         self._rates: list[float] = []
         self._agreement: RankAgreement | None = None
         self._fixed: frozenset[str] | None = None
+        self._inputs: InputGradients | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Checks that the parts fit, solves the head of LP-FT, and freezes."""
         model, optimizer = _trained_model(kwargs), kwargs["optimizer"]
+        self._refuse_flattened(model)
         groups = self.groups = fitting_groups(self.groups, model)
+        facts = {
+            "schedule": self.schedule.to_dict(),
+            "choice of learning rates": None if self.learning_rates is None else self.learning_rates.to_dict(),
+            "list of layer groups": [group.name for group in groups],
+        }
+        members = [[group.name, group.parameters] for group in groups]
+        require_same(facts | {"members of the layer groups": members, "number of steps": state.max_steps}, args.device)
         self._check(args, model, groups, optimizer, kwargs["lr_scheduler"])
         if self._still is None:
             self._found = [n for n, parameter in parameters_by_name(model).items() if parameter.requires_grad]
         else:  # The run before broke off: the model is still as that run froze it.
             self._still.release()
         self._still = FrozenModules(model, keep_dropout=self.keep_dropout)
-        self._rate_groups = groups_of(optimizer, model, groups)
+        self._rate_groups = self._groups_of(optimizer, model, groups)
         if isinstance(self.schedule, LinearProbeThenFineTune) and state.global_step == 0:
             solve_output_layer(model, groups, kwargs["train_dataloader"], self.schedule)
         fixed = isinstance(self.schedule, FreezingPolicy)
         self._fixed = self.schedule(model, groups) if fixed else None
-        facts = {
-            "schedule": self.schedule.to_dict(),
-            "choice of learning rates": None if self.learning_rates is None else self.learning_rates.to_dict(),
-            "list of layer groups": [group.name for group in groups],
-        }
         remember_run(state, facts)
         state.stateful_callbacks[STATE_KEY]["processes"] = args.world_size
-        self._agreement = RankAgreement(model, groups)
+        self._agreement = RankAgreement(model, groups, args.device)
         self._replay(args, state, model)
-        # Without this hook frozen blocks at the bottom are neither differentiated nor recomputed.
-        if args.activation_checkpointing and _non_reentrant(args) and hasattr(model, "disable_input_require_grads"):
-            model.disable_input_require_grads()
-        # The backward pass of reversible layers is their own, and not called where nothing that enters them needs one.
-        if getattr(getattr(model, "config", None), "model_type", None) == "reformer":
-            model.enable_input_require_grads()
+        if self._inputs is not None:
+            self._inputs.forget()
+        self._inputs = InputGradients(model, args)
         self._apply(self._learning_at(progress_of(args, state), model), state, model)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -146,6 +150,15 @@ class FreezingCallback(TrainerCallback):
                 since = self._thawed_at.get(name or "", 0)
                 group["lr"] = value * self.learning_rates.factor(state.global_step, since, state.max_steps)
         self._rates = [float(group["lr"]) for group in optimizer.param_groups]
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Compares between the processes what a schedule that follows the evaluations makes of this one."""
+        if self._still is None or not getattr(self.schedule, "needs_evaluation", False):
+            return
+        progress = progress_of(args, state)
+        measured = [entry[progress.metric] for entry in state.log_history if progress.metric in entry]
+        learning = sorted(self._learning_at(progress, _trained_model(kwargs)))
+        require_same({f"measured `{progress.metric}`": measured[-1:], "groups that it thaws": learning}, args.device)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Compares all weights between the processes before they are saved."""
@@ -177,16 +190,12 @@ class FreezingCallback(TrainerCallback):
         if self._still is not None:
             self._still.release()
             self._still = None
+            if self._inputs is not None:
+                self._inputs.release()
             set_trainable(_trained_model(kwargs), self._found)
 
     def _check(self, args: Any, model: nn.Module, groups: LayerGroups, optimizer: Any, scheduler: Any) -> None:
-        if getattr(self.schedule, "needs_head", False):
-            groups.require_head(self.schedule.name)
-        if getattr(self.schedule, "needs_evaluation", False) and args.eval_strategy == "no":
-            raise ValueError(
-                f"`{self.schedule.name}` thaws when the evaluation metric stops improving, but `eval_strategy` is no. "
-                'Set `eval_strategy="epoch"` or `"steps"`.'
-            )
+        require_evaluation(self.schedule, args)
         changing = self.learning_rates is not None and self.learning_rates.changes_with_step
         if changing and not isinstance(scheduler, LambdaLR):
             raise ValueError(
@@ -196,14 +205,33 @@ class FreezingCallback(TrainerCallback):
             )
         if not isinstance(self.schedule, FreezingPolicy):
             check_ddp(args, sharded=is_sharded(model))
+        learning = ever_learning_names(self.schedule, model, groups)
+        if isinstance(optimizer, DeepSpeedOptimizerWrapper):
+            # It holds flat partitions; what they were made of only `attach` knows.
+            self._check_flat()
+            return
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         named = parameters_by_name(model)
-        missing = sorted(n for n in ever_learning_names(self.schedule, model, groups) if id(named[n]) not in held)
+        missing = sorted(name for name in learning if id(named[name]) not in held)
         if missing:
             raise RuntimeError(
                 f"The optimizer must hold every parameter that will ever learn, but lacks {len(missing)}, e.g. "
                 f"{missing[0]!r}: {self._why_missing}"
             )
+
+    def _refuse_flattened(self, model: nn.Module) -> None:
+        alike = self.learning_rates is None and getattr(self.schedule, "name", "") in {"full", "as-found"}
+        if not alike and is_flattened(model):
+            raise ValueError(FLATTENED)
+
+    def _check_flat(self) -> None:
+        raise ValueError(
+            "DeepSpeed fixes the trainable parameters when it starts, before this callback freezes any. Use "
+            "`attach(trainer, schedule=...)` with a fixed policy such as `freeze_first(k)`."
+        )
+
+    def _groups_of(self, optimizer: Any, model: nn.Module, groups: LayerGroups) -> list[str | None]:
+        return groups_of(optimizer, model, groups)
 
     def _replay(self, args: Any, state: Any, model: nn.Module) -> None:
         """Works out the phases before a resumed step, for the thaw steps and the record."""
@@ -266,10 +294,24 @@ def fitting_groups(groups: LayerGroups | None, model: nn.Module) -> LayerGroups:
     return discover_layer_groups(model, groups.names if groups.rule.startswith("patterns") else None)
 
 
+def require_evaluation(schedule: Any, args: Any) -> None:
+    """
+    Args:
+        schedule (`FreezingPolicy` or `UnfreezingSchedule`):
+            What decides which parameters learn.
+        args (`TrainingArguments`):
+            The arguments.
+
+    Raises:
+        ValueError: If the schedule follows evaluations and there are none.
+    """
+    strategy = str(getattr(args.eval_strategy, "value", args.eval_strategy))
+    if getattr(schedule, "needs_evaluation", False) and strategy == "no":
+        raise ValueError(
+            f"`{schedule.name}` follows the evaluations, but `eval_strategy` is no. Set it to epoch or steps."
+        )
+
+
 def _trained_model(kwargs: dict[str, Any]) -> Any:
     """The model; SetFit hands its own object to callbacks as `model`, and the network inside it as `st_model`."""
     return kwargs.get("st_model", kwargs["model"])
-
-
-def _non_reentrant(args: Any) -> bool:
-    return not (args.activation_checkpointing_kwargs or {}).get("use_reentrant", False)

@@ -10,27 +10,38 @@ from transformers import Trainer
 from transformers.trainer_callback import DefaultFlowCallback
 
 from hf_transfer_plugin.callbacks import FreezingCallback
+from hf_transfer_plugin.callbacks.ranks import anywhere, of_first, together
 from hf_transfer_plugin.callbacks.resuming import check_checkpoint
 from hf_transfer_plugin.freezing import FreezingPolicy, ever_learning_names, set_trainable
-from hf_transfer_plugin.layers import LayerGroups, discover_layer_groups
+from hf_transfer_plugin.layers import LayerGroups, discover_layer_groups, parameters_by_name
 from hf_transfer_plugin.losses import LossTerm
 from hf_transfer_plugin.trainer.loss_scale import mend_loss_scale, scale_matters
-from hf_transfer_plugin.trainer.optimizer import optimizer_factory
-from hf_transfer_plugin.trainer.refusals import refuse_combinations
+from hf_transfer_plugin.trainer.optimizer import make_ready, optimizer_factory
+from hf_transfer_plugin.trainer.precision import warn_of_half_weights
+from hf_transfer_plugin.trainer.refusals import prepare_ddp, refuse_combinations, refuse_flattened
 
 
 class _Attachment(FreezingCallback):
-    """The freezing callback of an attached Trainer, which may also reset the Trainer for a second run."""
+    """The freezing callback of an attached Trainer, which also resets the Trainer for a second run."""
 
     _why_missing = (
         "`attach` did not make it. Call `super().create_optimizer()` in your own `create_optimizer`, hand it every "
         "parameter of the model, or freeze for good what it leaves out."
     )
-    made_optimizer = False
+
+    made_for: list[str | None] | None = None
 
     def __init__(self, trainer: Trainer, schedule: Any, **options: Any) -> None:
         super().__init__(schedule, **options)
         self._trainer = trainer
+
+    def _check_flat(self) -> None:
+        """The optimizer holds what was trainable when it was made, which `attach` saw to."""
+
+    def _groups_of(self, optimizer: Any, model: nn.Module, groups: LayerGroups) -> list[str | None]:
+        flat = self._trainer.is_deepspeed_enabled
+        made_for = self.made_for or [None] * len(optimizer.param_groups)
+        return made_for if flat else super()._groups_of(optimizer, model, groups)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Refuses what came after `attach`: a second freezing callback, rates without the optimizer they stand in."""
@@ -40,7 +51,7 @@ class _Attachment(FreezingCallback):
                 "Two freezing callbacks would undo each other at every step, but a `FreezingCallback` was added to a "
                 "Trainer that `attach` had given a schedule. Keep one of them."
             )
-        if self.learning_rates is not None and not self.made_optimizer:
+        if self.learning_rates is not None and self.made_for is None:
             raise ValueError(
                 "`learning_rates` stand in the optimizer that `attach` makes, with a group for each layer, but "
                 f"{type(self._trainer).__name__} trains with another. Call `super().create_optimizer()` in your own "
@@ -54,7 +65,7 @@ class _Attachment(FreezingCallback):
         super().on_train_end(args, state, control, **kwargs)
         trainer = self._trainer
         trainer.optimizer = trainer.lr_scheduler = None
-        self.made_optimizer = False
+        self.made_for = None
         if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
             trainer.model_wrapped = trainer.model
 
@@ -103,39 +114,62 @@ def attach(
     """
     if schedule is None and learning_rates is None and not terms:
         raise ValueError("Nothing to attach: pass `schedule=`, `learning_rates=` or `terms=`.")
-    refuse_combinations(trainer, schedule, learning_rates, terms)
-    model = trainer.model
+    model, device = trainer.model, trainer.args.device
     chosen = schedule if schedule is not None else _as_found(model)
-    if groups is None:
-        groups = discover_layer_groups(model)
-        if not groups.verified:
-            groups = discover_layer_groups(model, inputs=_without_labels(_first_batch(trainer)))
-    if getattr(chosen, "needs_head", False):
-        groups.require_head(chosen.name)
-    # At wrap time every parameter that will ever learn must be trainable, or DDP never synchronises it.
-    set_trainable(model, ever_learning_names(chosen, model, groups))
-    attachment = _Attachment(trainer, chosen, groups=groups, learning_rates=learning_rates, keep_dropout=keep_dropout)
+
+    def check() -> LayerGroups:
+        refuse_combinations(trainer, schedule, learning_rates, terms)
+        return groups if groups is not None else discover_layer_groups(model)
+
+    found = together(check)
+    unsure = anywhere(groups is None and not found.verified, device)
+    counts = scale_matters(trainer)
+    batch = together(lambda: _first_batch(trainer)) if unsure or counts else None
+    if unsure:
+        # One process may have met an image and another only text.
+        found = of_first(together(lambda: discover_layer_groups(model, inputs=_without_labels(batch))))
+    attachment = _Attachment(trainer, chosen, groups=found, learning_rates=learning_rates, keep_dropout=keep_dropout)
+    together(lambda: _install(trainer, attachment, found))
+    if counts:
+        trainer.rescales_loss = mend_loss_scale(trainer, batch, rescales=hasattr(trainer, "rescales_loss"))
+    if terms:
+        trainer.terms = tuple(terms)
+        for term in terms:
+            term.prepare(model)
+    return found
+
+
+def _install(trainer: Trainer, attachment: _Attachment, groups: LayerGroups) -> None:
+    schedule, rates = attachment.schedule, attachment.learning_rates
+    fixed = isinstance(schedule, FreezingPolicy)
+    learning = ever_learning_names(schedule, trainer.model, groups)
+    alike = fixed and rates is None and learning == set(parameters_by_name(trainer.model))
+    refuse_flattened(trainer, alike=alike)
+    if not fixed:
+        prepare_ddp(trainer)
     trainer.optimizer_cls_and_kwargs = optimizer_factory(trainer, attachment)
+    warn_of_half_weights(trainer.model, learning, trainer.args)
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        # These load a checkpoint after the factory's call, and what they flatten must be of one precision.
+        set_trainable(trainer.model, learning)
+    else:
+        make_ready(trainer, attachment, trainer.model)
+        _make_every_model_ready(trainer, attachment)
     # Behind Trainer's own, which says when to save; before all loggers, so that they see what is added to the logs.
     callbacks = trainer.callback_handler.callbacks
     callbacks.insert(
         next((i + 1 for i, c in enumerate(callbacks) if isinstance(c, DefaultFlowCallback)), 0), attachment
     )
-    if scale_matters(trainer):
-        trainer.rescales_loss = mend_loss_scale(
-            trainer, _first_batch(trainer), rescales=hasattr(trainer, "rescales_loss")
-        )
     _check_every_resume(trainer)
-    if terms:
-        trainer.terms = tuple(terms)
-        for term in terms:
-            term.prepare(model)
-    return groups
 
 
 def _as_found(model: nn.Module) -> FreezingPolicy:
-    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    return FreezingPolicy("as-found", {}, lambda model, groups: names)
+    parameters = parameters_by_name(model)
+    names = [name for name, parameter in parameters.items() if parameter.requires_grad]
+    everything = len(names) == len(parameters)
+    return FreezingPolicy(
+        "as-found", {}, lambda model, groups: list(parameters_by_name(model)) if everything else names
+    )
 
 
 def _first_batch(trainer: Trainer) -> dict[str, Any] | None:
@@ -148,6 +182,19 @@ def _first_batch(trainer: Trainer) -> dict[str, Any] | None:
 
 def _without_labels(batch: dict[str, Any] | None) -> dict[str, Any] | None:
     return None if batch is None else {name: value for name, value in batch.items() if name != "labels"}
+
+
+def _make_every_model_ready(trainer: Trainer, attachment: _Attachment) -> None:
+    """`train` calls `model_init` anew and then loads a checkpoint into what it made."""
+    make = trainer.call_model_init
+
+    @functools.wraps(make)
+    def ready(trial: Any = None) -> nn.Module:
+        model = make(trial)
+        make_ready(trainer, attachment, model)
+        return model
+
+    trainer.call_model_init = ready
 
 
 def _check_every_resume(trainer: Trainer) -> None:

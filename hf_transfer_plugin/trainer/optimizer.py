@@ -9,7 +9,8 @@ from transformers import Trainer
 from hf_transfer_plugin.callbacks.freezing import fitting_groups
 from hf_transfer_plugin.callbacks.resuming import refuse_other_parameters
 from hf_transfer_plugin.freezing import ever_learning_names, set_trainable
-from hf_transfer_plugin.learning_rates import build_optimizer, tensors_of
+from hf_transfer_plugin.layers import unwrapped_name
+from hf_transfer_plugin.learning_rates import build_optimizer, groups_of, tensors_of
 from hf_transfer_plugin.trainer.precision import keep_master_weights
 
 
@@ -21,7 +22,7 @@ def optimizer_factory(trainer: Trainer, attachment: Any) -> tuple[Any, dict[str,
         trainer (`Trainer`):
             The Trainer.
         attachment (`FreezingCallback`):
-            Holds schedule, rates and groups; its `made_optimizer` is set.
+            Holds schedule, rates and groups; its `made_for` is set, the layer group of each parameter group.
 
     Returns:
         `tuple`: For `Trainer.optimizer_cls_and_kwargs`.
@@ -29,28 +30,50 @@ def optimizer_factory(trainer: Trainer, attachment: Any) -> tuple[Any, dict[str,
     typed = trainer.optimizer_cls_and_kwargs
 
     def make(model: nn.Module, **unused: Any) -> torch.optim.Optimizer:
-        groups = attachment.groups = fitting_groups(attachment.groups, model)
-        learning = ever_learning_names(attachment.schedule, model, groups)
-        set_trainable(model, learning)
-        keep_master_weights(model, learning, trainer.args)
+        learning = make_ready(trainer, attachment, model)
+        groups = attachment.groups
         # Again and not at attach alone: a trial of a search may have chosen another `optim` or rate.
         optimizer_class, arguments, given = choose_optimizer(trainer, model, attachment.learning_rates, typed)
-        attachment.made_optimizer = True
         optimizer = build_optimizer(
             optimizer_class,
             arguments,
             model,
             groups,
             learning=learning,
-            decayed=set(trainer.get_decay_parameter_names(model)),
+            decayed={unwrapped_name(name) for name in trainer.get_decay_parameter_names(model)},
             weight_decay=trainer.args.weight_decay,
             learning_rates=attachment.learning_rates,
             given=given,
         )
+        attachment.made_for = groups_of(optimizer, model, groups)
         optimizer.register_load_state_dict_pre_hook(refuse_other_parameters)
         return optimizer
 
     return (lambda: make), {}
+
+
+def make_ready(trainer: Trainer, attachment: Any, model: nn.Module) -> frozenset[str]:
+    """
+    Makes a model such as the optimizer will hold it. At wrap time every parameter that will ever learn must be
+    trainable, or DDP never synchronises it; and before a checkpoint is loaded it must be in 32 bits, or what was
+    saved so is rounded.
+
+    Args:
+        trainer (`Trainer`):
+            The Trainer.
+        attachment (`FreezingCallback`):
+            Holds schedule and groups, which are found anew where they do not fit.
+        model (`nn.Module`):
+            The model.
+
+    Returns:
+        `frozenset[str]`: Names of the parameters that will ever learn.
+    """
+    groups = attachment.groups = fitting_groups(attachment.groups, model)
+    learning = ever_learning_names(attachment.schedule, model, groups)
+    set_trainable(model, learning)
+    keep_master_weights(model, learning, trainer.args)
+    return learning
 
 
 def choose_optimizer(

@@ -24,19 +24,13 @@ def keep_master_weights(model: nn.Module, learning: AbstractSet[str], args: Any)
         learning (`Set[str]`):
             Names of the parameters that will ever learn.
         args (`TrainingArguments`):
-            The arguments; without `bf16` or `fp16` the model stays as it is, and a message says what that costs.
+            The arguments; without `bf16` or `fp16` the model stays as it is.
 
     Returns:
         `int`: Number of entries that were turned.
     """
     owners = [module for path, module in model.named_modules() if _learns_in_half(path, module, learning)]
-    if not owners:
-        return 0
-    if not (args.bf16 or args.fp16):
-        logger.warning(
-            "The weights are 16-bit and neither `bf16` nor `fp16` is set, so small updates are rounded away. Set "
-            "`bf16=True` to train 32-bit copies of the weights that learn under autocast."
-        )
+    if not owners or not (args.bf16 or args.fp16):
         return 0
     turned = 0
     for module in owners:
@@ -46,6 +40,26 @@ def keep_master_weights(model: nn.Module, learning: AbstractSet[str], args: Any)
                 turned += tensor.numel()
     logger.info("%s weights that will learn are kept in 32 bits.", f"{turned:,}")
     return turned
+
+
+def warn_of_half_weights(model: nn.Module, learning: AbstractSet[str], args: Any) -> None:
+    """
+    Says what it costs to train 16-bit weights without autocast.
+
+    Args:
+        model (`nn.Module`):
+            The model.
+        learning (`Set[str]`):
+            Names of the parameters that will ever learn.
+        args (`TrainingArguments`):
+            The arguments.
+    """
+    halves = (_learns_in_half(path, module, learning) for path, module in model.named_modules())
+    if not (args.bf16 or args.fp16) and any(halves):
+        logger.warning(
+            "The weights are 16-bit and neither `bf16` nor `fp16` is set, so small updates are rounded away. Set "
+            "`bf16=True` to train 32-bit copies of the weights that learn under autocast."
+        )
 
 
 def _learns_in_half(path: str, module: nn.Module, learning: AbstractSet[str]) -> bool:

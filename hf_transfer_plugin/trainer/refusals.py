@@ -6,7 +6,8 @@ from typing import Any
 from transformers import Trainer
 
 from hf_transfer_plugin.callbacks import FreezingCallback
-from hf_transfer_plugin.callbacks.agreement import check_ddp
+from hf_transfer_plugin.callbacks.agreement import FLATTENED, check_ddp
+from hf_transfer_plugin.freezing import FreezingPolicy
 from hf_transfer_plugin.losses import LossTerm
 from hf_transfer_plugin.trainer.optimizer import choose_optimizer
 
@@ -31,11 +32,7 @@ def refuse_combinations(trainer: Trainer, schedule: Any, learning_rates: Any, te
     args = trainer.args
     if any(isinstance(callback, FreezingCallback) for callback in trainer.callback_handler.callbacks):
         raise ValueError("This Trainer already has a freezing schedule; make a new Trainer for another one.")
-    if trainer.optimizer is not None:
-        raise ValueError(
-            "`attach` builds the optimizer itself, with a group for each layer, but this Trainer already has one. "
-            "Leave out `optimizers=(...)` and name the optimizer with `optim=` in the arguments."
-        )
+    _refuse_given(trainer)
     if terms and not hasattr(trainer, "terms"):
         raise ValueError(
             f"`terms` are added in `compute_loss`, which {type(trainer).__name__} does not do. "
@@ -58,25 +55,57 @@ def refuse_combinations(trainer: Trainer, schedule: Any, learning_rates: Any, te
         raise ValueError(
             f'`SlantedTriangular` is a schedule of its own: set `lr_scheduler_type="constant"`, but got {kind!r}.'
         )
-    if schedule is not None and not hasattr(schedule, "choose"):
-        _refuse_changing(trainer)
-
-
-def _refuse_changing(trainer: Trainer) -> None:
-    """Combinations under which a changing set of trainable parameters goes wrong."""
-    args = trainer.args
-    if trainer.is_deepspeed_enabled:
+    if schedule is not None and not isinstance(schedule, FreezingPolicy) and trainer.is_deepspeed_enabled:
         raise ValueError(
             "DeepSpeed fixes the trainable parameters when it starts, so a changing schedule trains wrongly under it. "
             "Use a fixed policy such as `freeze_first(k)`, or one run for each stage."
         )
+
+
+def _refuse_given(trainer: Trainer) -> None:
+    """What a user made already, and the optimizer of `attach` would leave idle."""
+    if trainer.optimizer is not None:
+        raise ValueError(
+            "`attach` builds the optimizer itself, with a group for each layer, but this Trainer already has one. "
+            "Leave out `optimizers=(...)` and name the optimizer with `optim=` in the arguments."
+        )
+    if trainer.lr_scheduler is not None:
+        raise ValueError(
+            "This Trainer already has a learning-rate scheduler, which drives another optimizer than the one that "
+            "`attach` builds. Leave out `optimizers=(...)` and name the scheduler with `lr_scheduler_type=` in the "
+            "arguments."
+        )
+
+
+def refuse_flattened(trainer: Trainer, *, alike: bool) -> None:
+    """
+    Args:
+        trainer (`Trainer`):
+            The Trainer.
+        alike (`bool`):
+            Whether all parameters learn throughout, at one rate.
+
+    Raises:
+        ValueError: If they do not, and FSDP will not keep them apart.
+    """
     plugin = trainer.accelerator.state.fsdp_plugin if trainer.is_fsdp_enabled else None
     # FSDP 2 always keeps the original parameters, and its plugin says None.
-    if plugin is not None and plugin.fsdp_version == 1 and not plugin.use_orig_params:
-        raise ValueError(
-            "FSDP without `use_orig_params` loses the names of the parameters, so a changing schedule freezes the "
-            "wrong ones. Set `use_orig_params: true`, or use FSDP 2."
-        )
+    if not alike and plugin is not None and plugin.fsdp_version == 1 and not plugin.use_orig_params:
+        raise ValueError(FLATTENED)
+
+
+def prepare_ddp(trainer: Trainer) -> None:
+    """
+    Lets DDP look for unused parameters, unless somebody chose otherwise: a changing schedule needs it.
+
+    Args:
+        trainer (`Trainer`):
+            The Trainer; its arguments and its accelerator are changed.
+
+    Raises:
+        ValueError: If the schedule cannot live with what was chosen.
+    """
+    args = trainer.args
     if args.ddp_find_unused_parameters is None and not trainer.is_fsdp_enabled:
         # Trainer's own choice is no with activation checkpointing; the accelerator took it over when Trainer was made.
         args.ddp_find_unused_parameters = True
