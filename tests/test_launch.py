@@ -189,6 +189,27 @@ def test_a_fault_of_one_process_before_training_ends_all_with_one_message(launch
     assert only_message(done).startswith("In process 1: The label column must be in the data: expected 'stars'")
 
 
+WRONG_BETWEEN = """
+from hf_transfer_plugin.recipes import finetuning
+from hf_transfer_plugin.trainer import attaching
+
+def fail(*args, **kwargs):
+    raise ValueError("No space left for process 1.")
+
+if rank == 1:
+    places = {"record": (finetuning, "start_record"), "attach": (attaching, "optimizer_factory")}
+    setattr(*places[sys.argv[-1]], fail)
+raise SystemExit(main(sys.argv[1:-1]))
+"""
+
+
+@pytest.mark.parametrize("where", ["record", "attach"])
+def test_a_fault_of_one_process_while_the_trainer_is_made_ends_all_with_one_message(launch, words, tmp_path, where):
+    done = launch(*words("run"), where, script=WRONG_BETWEEN)
+    assert "No space left for process 1." in only_message(done)
+    assert not list((tmp_path / "run").glob("*"))
+
+
 NOT_A_NUMBER = """
 from torch import nn
 real = nn.CrossEntropyLoss.forward

@@ -120,23 +120,3 @@ def check_stopping(config: TransferConfig, args: TrainingArguments) -> None:
             "`early_stopping_patience` stops at the best evaluation so far, so it needs "
             "`--load_best_model_at_end true`."
         )
-
-
-def check_evaluation(args: TrainingArguments, strategy: Any) -> None:
-    """
-    Args:
-        args (`TrainingArguments`):
-            The arguments.
-        strategy (`FreezingPolicy` or `UnfreezingSchedule`):
-            The strategy.
-
-    Raises:
-        ValueError: If the strategy follows evaluations and there are none.
-    """
-    if (
-        getattr(strategy, "needs_evaluation", False)
-        and str(getattr(args.eval_strategy, "value", args.eval_strategy)) == "no"
-    ):
-        raise ValueError(
-            f"`{strategy.name}` follows the evaluations, but `eval_strategy` is no. Set it to epoch or steps."
-        )

@@ -16,6 +16,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from hf_transfer_plugin.callbacks import InterruptCallback, NonFiniteLossCallback
+from hf_transfer_plugin.callbacks.freezing import require_evaluation
 from hf_transfer_plugin.callbacks.ranks import in_turn, together
 from hf_transfer_plugin.config import TransferConfig, gather
 from hf_transfer_plugin.freezing import ever_learning_names
@@ -24,7 +25,6 @@ from hf_transfer_plugin.planning import plan
 from hf_transfer_plugin.recipes.baselines import measure_baselines
 from hf_transfer_plugin.recipes.checks import (
     CONFIG_NAME,
-    check_evaluation,
     check_folder,
     check_processes,
     check_stopping,
@@ -159,12 +159,21 @@ def finetune(
         record = start_record(prepared)
         if baselines:
             record.baselines = measure_baselines(prepared, split)
-        trainer = make_trainer(prepared, interrupt)
-        if trainer.is_world_process_zero():
+        return record, make_trainer(prepared, interrupt)
+
+    def write_config() -> None:
+        if args.process_index == 0:
             write_atomically(Path(args.output_dir) / CONFIG_NAME, json.dumps(config.to_dict(), indent=2) + "\n")
-        return record, trainer
 
     record, trainer = together(begin)
+    attach(
+        trainer,
+        schedule=prepared.strategy,
+        learning_rates=prepared.rates,
+        groups=prepared.groups,
+        keep_dropout=config.keep_dropout,
+    )
+    together(write_config)
     started, cpu_started = time.perf_counter(), time.process_time()
     try:
         with measured_energy(record.energy):
@@ -227,8 +236,6 @@ def prepare(
 
     def encode() -> tuple[LayerGroups, DatasetDict, int]:
         groups = discover_layer_groups(model)
-        if getattr(strategy, "needs_head", False):
-            groups.require_head(strategy.name)
         ever_learning_names(strategy, model, groups)
         length = readable_length(config, processor, model)
         if config.max_length is not None:
@@ -253,7 +260,7 @@ def _check(config: TransferConfig, args: TrainingArguments) -> tuple[Any, Any]:
         lambda: check_push(config, args),
     )
     strategy, rates = build_strategy(config)
-    check_evaluation(args, strategy)
+    require_evaluation(strategy, args)
     return strategy, rates
 
 
@@ -272,7 +279,7 @@ def _read(config: TransferConfig, args: TrainingArguments, splits: DatasetDict, 
 
 def make_trainer(prepared: Prepared, *callbacks: TrainerCallback) -> Trainer:
     """
-    Puts the parts into a Trainer and attaches the strategy.
+    Puts the parts into a Trainer; the strategy is not attached yet.
 
     Args:
         prepared (`Prepared`):
@@ -281,7 +288,7 @@ def make_trainer(prepared: Prepared, *callbacks: TrainerCallback) -> Trainer:
             Further callbacks.
 
     Returns:
-        `Trainer`: Ready to train.
+        `Trainer`: Ready to attach the strategy to.
     """
     args, task, data = prepared.args, prepared.task, prepared.data
     added = [NonFiniteLossCallback(), _ResumeAlike(), *callbacks, *sharing_callbacks(prepared.config, args)]
@@ -300,13 +307,6 @@ def make_trainer(prepared: Prepared, *callbacks: TrainerCallback) -> Trainer:
     trainer.remove_callback(PrinterCallback)
     if trainer.pop_callback(ProgressCallback) is not None:
         trainer.add_callback(_QuietProgress)
-    attach(
-        trainer,
-        schedule=prepared.strategy,
-        learning_rates=prepared.rates,
-        groups=prepared.groups,
-        keep_dropout=prepared.config.keep_dropout,
-    )
     return trainer
 
 
