@@ -17,14 +17,19 @@ _SPECIAL = re.compile(r"([\\`*_\[\]|~$#!()])")
 SANS = ("system-ui", "sans-serif")
 MONO = ("ui-monospace", "monospace")
 CSS = """
-.gradio-container { max-width: 60rem !important; margin: 0 auto !important; overflow-wrap: break-word; }
+.gradio-container { width: 100%; max-width: 60rem !important; margin: 0 auto !important; overflow-wrap: break-word; }
+.gradio-container .main { max-width: 100%; }
+.gradio-container .table-wrap { overflow-x: auto; }
 .gradio-container a { text-decoration: underline; }
+.gradio-container .prose :is(th, td) { word-break: normal; overflow-wrap: normal; padding: 0.3rem 0.5rem; }
 """
-# Answers are told to screen readers as they come; Gradio names an empty answer without giving it a role.
+# Answers are told to screen readers as they come. Gradio names an empty answer without giving it a role, and puts the
+# button that closes a message into another button.
 HEAD = """<script>
 new MutationObserver(() => {
   document.querySelectorAll('.answer:not([aria-live])').forEach(e => e.setAttribute('aria-live', 'polite'));
   document.querySelectorAll('div.empty[aria-label]:not([role])').forEach(e => e.setAttribute('role', 'img'));
+  document.querySelectorAll('.toast-header[role]').forEach(e => ['role', 'tabindex'].map(n => e.removeAttribute(n)));
 }).observe(document, {childList: true, subtree: true});
 </script>"""
 
@@ -187,7 +192,7 @@ def _examples(settings: Settings, boxes: list[Any]) -> None:
     if not rows:
         return
     given = [row.get("label", "") for row in settings.examples]
-    label = gr.Textbox(label="Label in the data", visible=False)
+    label = gr.Textbox(label="Given label", visible=False)
     texts = [", ".join(map(str, g)) or "none" if isinstance(g, list) else str(g) for g in given]
     gr.Examples(
         [[*row, text] for row, text in zip(rows, texts, strict=True)],
