@@ -144,6 +144,39 @@ def test_one_fault_on_the_way_of_a_checkpoint(here, checkpoint, path, fault):  #
     assert len(here.commits(CHECKPOINTS)) == 2
 
 
+def pull(hub, folder):  # noqa: F811
+    code = "import json\nfrom hf_transfer_plugin.hub import client, pull_checkpoints\nclient.WAITS = (0.0,) * 4\n"
+    done = hub.run(f"{code}print(json.dumps(pull_checkpoints({REPO!r}, {str(folder)!r})))")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.hub
+@pytest.mark.parametrize(
+    "fault",
+    [{"status": 503}, {"drop": "before"}, {"drop": "after"}, {"cut": 5}],
+    ids=["503", "before", "after", "cut"],
+)
+@pytest.mark.parametrize(("method", "path"), [("GET", "/api/models/"), ("HEAD", "resolve"), ("GET", "resolve")])
+def test_one_fault_on_the_way_back(here, checkpoint, tmp_path, method, path, fault):  # noqa: F811
+    push_checkpoint(checkpoint, REPO)
+    rule = here.faults.add(method, path, **fault)
+    assert pull(here, tmp_path / "elsewhere") == ["checkpoint-2"]
+    assert rule.hits == 1
+    arrived = tmp_path / "elsewhere" / "checkpoint-2"
+    assert {p.name: p.read_bytes() for p in arrived.iterdir() if p.suffix != ".json"} == {
+        name: name.encode() for name in ("model.safetensors", "optimizer.pt")
+    }
+    assert not (tmp_path / "elsewhere" / ".from-hub").exists()
+
+
+@pytest.mark.hub
+def test_what_is_here_already_stays(here, checkpoint):  # noqa: F811
+    push_checkpoint(checkpoint, REPO)
+    (checkpoint / "optimizer.pt").write_bytes(b"mine")
+    assert pull(here, checkpoint.parent) == ["checkpoint-2"]
+    assert (checkpoint / "optimizer.pt").read_bytes() == b"mine"
+
+
 @pytest.mark.parametrize(
     ("config", "args", "message"),
     [

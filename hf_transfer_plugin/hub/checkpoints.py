@@ -103,6 +103,7 @@ def pull_checkpoints(repo: str, output_dir: str | Path) -> list[str]:
         target,
         local_dir=arriving,
         allow_patterns=["checkpoint-*/*"],
+        max_workers=1,  # A thread that tries again closes the connections of the others.
     )
     found = sorted(path for path in arriving.glob("checkpoint-*") if (path / STATE).is_file())
     if not found:

@@ -9,6 +9,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import (
     HFValidationError,
     HTTPError,
+    LocalEntryNotFoundError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
 )
@@ -78,10 +79,7 @@ def call(what: str, function: Callable[..., Result], *args: Any, **kwargs: Any) 
             if error is None:
                 raise
             status = _status(error)
-            passing = not isinstance(error, OfflineModeIsEnabled | LocalTokenNotFoundError | FileNotFoundError) and (
-                status is None or status in AGAIN
-            )
-            if wait is None or not passing:
+            if wait is None or _is_final(error) or (status is not None and status not in AGAIN):
                 raise HubError(f"Could not {what}: {_way_out(error, status)}", status) from error
             pause = _asked_pause(error, wait)
             logger.warning("Could not %s (%s); trying again in %.0f s.", what, status or "no connection", pause)
@@ -154,6 +152,12 @@ def _reason(error: BaseException | None) -> Exception | None:
     return error
 
 
+def _is_final(error: Exception) -> bool:
+    """Whether trying again is of no use; a lost connection shows as a file that is neither on the Hub nor here."""
+    missing = isinstance(error, FileNotFoundError) and not isinstance(error, LocalEntryNotFoundError)
+    return missing or isinstance(error, OfflineModeIsEnabled | LocalTokenNotFoundError)
+
+
 def _status(error: Exception) -> int | None:
     response = getattr(error, "response", None)
     return None if response is None else int(response.status_code)
@@ -171,7 +175,7 @@ def _way_out(error: Exception, status: int | None) -> str:
         return "HF_HUB_OFFLINE is set. Unset it to reach the Hub."
     if isinstance(error, LocalTokenNotFoundError):
         return WAYS_OUT[401]
-    if isinstance(error, FileNotFoundError):
+    if _is_final(error):
         return f"{error}."
     if status is None:
         return (
