@@ -380,6 +380,11 @@ def test_model_that_cannot_be_loaded_is_said(space, tmp_path, model):
         page_of(space, tmp_path, str(tmp_path / "empty") if model == "EMPTY" else model)
 
 
+def test_a_folder_that_is_not_there_is_called_so(tmp_path, space):
+    with pytest.raises(space.loading.DemoError, match=r"cannot be loaded: there is no such folder\."):
+        page_of(space, tmp_path, str(tmp_path / "nowhere"))
+
+
 def test_without_a_model_the_app_says_how_to_make_one(tmp_path):
     folder = render_space(record(), tmp_path / "space", "gone/away")
     done = subprocess.run([sys.executable, "app.py"], cwd=folder, capture_output=True, text=True, timeout=120)

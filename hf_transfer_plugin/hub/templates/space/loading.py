@@ -125,6 +125,8 @@ def load(settings: Settings, model: str, auto_class: str) -> Loaded:
         DemoError: If it cannot be reached, or is made for other classes.
     """
     try:
+        if Path(model).is_absolute() and not Path(model).is_dir():
+            raise OSError("there is no such folder.")
         adapter = find_adapter_config_file(model) is not None
         loaded = (_load_adapter if adapter else _load_whole)(settings, model, getattr(transformers, auto_class))
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
