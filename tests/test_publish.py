@@ -149,6 +149,15 @@ def test_a_repeated_pull_request_is_the_same_one(here, run):
     assert len(list(here.api().get_repo_discussions(REPO))) == 1
 
 
+def test_a_lost_answer_opens_no_second_pull_request(here, run):
+    here.api().create_repo(REPO)
+    here.faults.add("POST", "/commit/", drop="after")
+    pushed = push_model(run, REPO, create_pr=True)
+    assert pushed.pull_request.endswith("/discussions/1")
+    assert len(list(here.api().get_repo_discussions(REPO))) == 1
+    assert set(here.files(REPO, revision="refs/pr/1")) >= PUBLISHED
+
+
 # Refused before anything is sent
 
 
@@ -240,14 +249,34 @@ ENDPOINTS = {
 FAULTS = {"503": {"status": 503}, "429": {"status": 429}, "before": {"drop": "before"}, "after": {"drop": "after"}}
 
 
-@pytest.mark.parametrize("endpoint", ENDPOINTS)
+XET_ENDPOINTS = {n: ENDPOINTS[n] for n in ("whoami", "create", "validate", "preupload", "commit", "read back")}
+XET_ENDPOINTS["xet token"] = ("GET", "/xet-write-token/")
+WAYS = [("lfs", name) for name in ENDPOINTS]
+WAYS += [
+    pytest.param("xet", name, marks=pytest.mark.skipif(not XET_AVAILABLE, reason="hf_xet is not installed"))
+    for name in XET_ENDPOINTS
+]
+
+
+@pytest.mark.parametrize(("leg", "endpoint"), WAYS)
 @pytest.mark.parametrize("fault", FAULTS)
-def test_one_fault_anywhere_loses_nothing_and_does_nothing_twice(here, run, endpoint, fault):
-    rule = here.faults.add(*ENDPOINTS[endpoint], **FAULTS[fault])
-    push_model(run, REPO)
+def test_one_fault_anywhere_loses_nothing_and_does_nothing_twice(here, run, leg, endpoint, fault):
+    where = (ENDPOINTS if leg == "lfs" else XET_ENDPOINTS)[endpoint]
+    rule = here.faults.add(*where, **FAULTS[fault])
+    with online(xet=leg == "xet"):
+        push_model(run, REPO)
     assert rule.hits == 1
     assert len(here.commits(REPO)) == 2
     assert set(here.files(REPO)) - {".gitattributes"} == PUBLISHED
+
+
+@pytest.mark.parametrize("endpoint", ["create", "preupload", "commit", "read back"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_one_fault_on_the_way_of_a_space(here, run, endpoint, fault):
+    rule = here.faults.add(*ENDPOINTS[endpoint], **FAULTS[fault])
+    push_space(run, REPO, REPO)
+    assert rule.hits == 1
+    assert len(here.commits(REPO, "space")) == 2
 
 
 @pytest.mark.parametrize(

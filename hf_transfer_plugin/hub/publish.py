@@ -189,26 +189,25 @@ def push_folder(
         HubError: If the Hub refuses, or does not hold what was sent.
     """
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    opened = _open_request(api, repo, repo_type, title) if create_pr else None
-    if opened is not None:
-        revision, create_pr = opened[0], False
 
-    def commit() -> Any:
-        # Anew for every try: the client notes in its operations what it has done.
-        adds = [CommitOperationAdd(name, folder / name) for name in files]
-        return api.create_commit(
+    def commit() -> tuple[str, str | None]:
+        # Anew for every try: the answer may be lost of a try that opened the request, and the client notes in its
+        # operations what it has done.
+        opened = _open_request(api, repo, repo_type, title) if create_pr else None
+        done = api.create_commit(
             repo,
-            adds,
+            [CommitOperationAdd(name, folder / name) for name in files],
             commit_message=title,
             repo_type=repo_type,
-            revision=revision,
-            create_pr=create_pr or None,
+            revision=opened[0] if opened else revision,
+            create_pr=True if create_pr and opened is None else None,
         )
+        return done.oid, done.pr_url or (opened[1] if opened else None)
 
-    done = call(f"push to {repo}", commit)
-    _read_back(api, folder, files, repo, repo_type, done.oid)
+    oid, pull_request = call(f"push to {repo}", commit)
+    _read_back(api, folder, files, repo, repo_type, oid)
     page = f"{api.endpoint}/{'spaces/' if repo_type == 'space' else ''}{repo}"
-    return Pushed(repo, page, done.oid, tuple(files), left_out, done.pr_url or (opened[1] if opened else None))
+    return Pushed(repo, page, oid, tuple(files), left_out, pull_request)
 
 
 def _open_request(api: HfApi, repo: str, repo_type: str, title: str) -> tuple[str | None, str] | None:
