@@ -310,7 +310,8 @@ def test_every_status_is_one_sentence_and_a_repeated_push_ends_well(here, run, s
 
 
 @pytest.mark.parametrize(("status", "said"), [(503, "the Hub answers 503"), (403, "the token may not do that")])
-def test_a_refused_upload_is_one_sentence_too(here, run, status, said):
+def test_a_refused_upload_is_one_sentence_too(here, run, monkeypatch, status, said):
+    monkeypatch.setattr(client, "WAITS", ())  # The client itself waits between tries of an upload.
     rule = here.faults.add("PUT", ".", times=99, status=status)
     with pytest.raises(HubError, match=re.escape(said)):
         push_model(run, REPO)

@@ -29,7 +29,7 @@ def measured_energy(found: dict[str, float]) -> Iterator[None]:
     # It tells of itself before it has read its own level.
     logging.getLogger("codecarbon").setLevel(logging.CRITICAL)
     tracker = OfflineEmissionsTracker(
-        country_iso_code=country or "USA", save_to_file=False, log_level="critical", allow_multiple_runs=True
+        country_iso_code=country or "USA", output_methods=[], log_level="critical", allow_multiple_runs=True
     )
     tracker.start()
     try:
