@@ -412,7 +412,9 @@ def test_model_and_space_in_one_command(hub, run, tmp_path, xet):
 
 def test_a_space_that_needs_a_paid_plan_is_told_with_three_ways_out(here, run):
     here.free_account = True
-    with pytest.raises(HubError, match=r"zero-a10g.*only write its folder with `hf-transfer-plugin demo") as failed:
+    with pytest.raises(
+        HubError, match=r"zero-a10g.*static Space.*only write the folder with `hf-transfer-plugin demo"
+    ) as failed:
         push_space(run, REPO, REPO)
     assert failed.value.status == 402
     push_space(run, REPO, REPO, hardware="zero-a10g")
