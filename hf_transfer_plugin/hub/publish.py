@@ -143,8 +143,8 @@ def push_space(
                 raise
             raise HubError(
                 f"Could not make the Space {repo}: Gradio Spaces need a paid plan here. Try "
-                "`--space_hardware zero-a10g` (free accounts may have two), make a static Space, which is free, on the "
-                f"website for the card alone, or only write the folder with `hf-transfer-plugin demo {run} "
+                "`--space_hardware zero-a10g` (free accounts may have two), make a static Space, which is free, on "
+                f"the website for the card alone, or only write the folder with `hf-transfer-plugin demo {run} "
                 "--output_dir FOLDER` and run it elsewhere.",
                 402,
             ) from error
