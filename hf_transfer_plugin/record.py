@@ -54,6 +54,8 @@ class TransferRecord:
             As in the model's config.
         class_names (`list[str]`):
             Names of the classes in the order of their numbers; empty for regression.
+        options (`dict`):
+            Options of the task that using the model needs: `prompt`, `stride`, `packing` ...
         dataset (`dict`):
             `name`, `fingerprint`, `splits` (rows for each), `columns` (role -> column), `truncated` (rows cut off),
             `license` where it is known.
@@ -77,6 +79,14 @@ class TransferRecord:
             Precision, recall, F1 and support of each class.
         confusion_matrix (`list[list[int]]`):
             Rows are the true classes, columns the predicted ones.
+        intervals (`dict[str, list[float]]`):
+            Bootstrap interval of the headline metric: name -> `[low, high]`, at 95%.
+        calibration (`dict`):
+            `ece`, the expected calibration error, and `bins`: `low`, `high`, `count`, `confidence`, `accuracy` of each.
+        errors (`list[dict]`):
+            The most confident wrong answers: role of the column -> value, `label`, `prediction`, `score`.
+        samples (`list[dict]`):
+            Generated answers: role of the column -> value, `label` (what was wanted), `prediction`.
         per_subset (`dict[str, dict]`):
             Metrics of each subset of the rows.
         examples (`list[dict]`):
@@ -105,6 +115,7 @@ class TransferRecord:
     model_class: str = ""
     problem_type: str = ""
     class_names: list[str] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict)
     dataset: dict[str, Any] = field(default_factory=dict)
     strategy: dict[str, Any] = field(default_factory=dict)
     learning_rates: dict[str, Any] | None = None
@@ -116,6 +127,10 @@ class TransferRecord:
     metrics_split: str = ""
     per_class: dict[str, dict[str, float]] = field(default_factory=dict)
     confusion_matrix: list[list[int]] = field(default_factory=list)
+    intervals: dict[str, list[float]] = field(default_factory=dict)
+    calibration: dict[str, Any] = field(default_factory=dict)
+    errors: list[dict[str, Any]] = field(default_factory=list)
+    samples: list[dict[str, Any]] = field(default_factory=list)
     per_subset: dict[str, dict[str, float]] = field(default_factory=dict)
     examples: list[dict[str, Any]] = field(default_factory=list)
     license: str | None = None
