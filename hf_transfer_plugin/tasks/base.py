@@ -4,34 +4,39 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 
 from hf_transfer_plugin.config import TransferConfig
+
+FULL: dict[str, Any] = {"name": "full"}
 
 
 @dataclass(frozen=True)
 class TaskData:
     """
-    Checked rows with the columns `text`, perhaps `text_pair`, and `label`.
+    Checked rows, with one column for each role.
 
     Args:
         splits (`DatasetDict`):
             `train`, `validation`, and `test` where the data has one.
         columns (`dict[str, str]`):
             Role -> column that it was read from.
-        problem_type (`str`):
-            As in the model's config.
-        class_names (`tuple[str, ...]`):
-            Names in the order of their numbers; empty for regression.
-        held_out (`bool`):
+        problem_type (`str`, *optional*, defaults to `""`):
+            As in the model's config; empty where a task has none.
+        class_names (`tuple[str, ...]`, *optional*):
+            Names in the order of their numbers; empty where there are no classes.
+        held_out (`bool`, *optional*, defaults to `False`):
             Whether validation was held out of train.
+        options (`dict[str, Any]`, *optional*):
+            What using the model needs to know beside its weights: fields of [`TransferConfig`], and what they came to.
     """
 
     splits: DatasetDict
     columns: dict[str, str]
-    problem_type: str
+    problem_type: str = ""
     class_names: tuple[str, ...] = ()
     held_out: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def outputs(self) -> int:
@@ -43,6 +48,29 @@ class TaskData:
 
 
 @dataclass(frozen=True)
+class Outcome:
+    """
+    What a model gave for the rows of a split, in the order of the rows.
+
+    Args:
+        rows (`Dataset`):
+            The checked rows.
+        features (`Dataset`):
+            What the model read; one for each row, or several where long rows are read in windows.
+        predictions (`Any`):
+            The model's outputs for `features`, as `Task.reduce` left them: an array, or a tuple of arrays. Token by
+            token outputs are padded with -100 on the right.
+        texts (`list[str]`, *optional*):
+            What it wrote for `rows`, where the task writes.
+    """
+
+    rows: Dataset
+    features: Dataset
+    predictions: Any
+    texts: list[str] | None = None
+
+
+@dataclass(frozen=True)
 class Task:
     """
     Everything that differs between tasks.
@@ -50,36 +78,64 @@ class Task:
     Args:
         name (`str`):
             The Hub's pipeline tag.
-        auto_class (`str`):
-            Transformers' auto class of the model.
+        auto_classes (`tuple[str, ...]`):
+            Transformers' auto classes; the first that knows the model is taken.
+        roles (`tuple[str, ...]`):
+            Columns that it reads: `"text"` stands for `text_column`.
         read (`Callable`):
             `(splits, config, seed)` -> [`TaskData`]; refuses bad rows.
-        read_labelled (`Callable`):
-            `(splits, config)` -> [`TaskData`] with the classes that the configuration names, for a trained model.
+        read_again (`Callable`):
+            `(splits, config, labelled)` -> [`TaskData`] for a trained model: with the classes and options that the
+            configuration names, and without labels if they are not wanted.
         encode (`Callable`):
-            `(data, processor, max_length)` -> encoded splits and the number of truncated rows.
+            `(data, processor, max_length, model_config)` -> encoded splits and the number of overlong rows.
         collator (`Callable`):
-            `(processor)` -> function that makes a batch.
-        compute_metrics (`Callable`):
-            `(data)` -> function of Trainer's predictions.
+            `(processor, data)` -> function that makes a batch.
+        metrics (`Callable`):
+            `(data, outcome)` -> scalar metrics.
         report (`Callable`):
-            `(data, logits, labels)` -> per-class metrics and confusion matrix, for the record.
-        majority (`Callable`):
-            `(data, split)` -> metrics of always giving the commonest answer.
+            `(data, outcome, count)` -> further fields of the record; `count` rows of the data at most in each.
+        answers (`Callable`):
+            `(data, outcome)` -> a JSON object for each row.
+        baseline (`Callable`):
+            `(data, split)` -> name and metrics of an answer that needs no model.
         examples (`Callable`):
             `(data, split, count)` -> rows to try the model on, for the record: role of the column -> value.
         best_metric (`Callable`):
             `(data)` -> the metric that decides, and whether greater is better.
+        options (`tuple[str, ...]`, *optional*):
+            Fields of [`TransferConfig`] that it uses beside the columns.
+        reduce (`Callable`, *optional*):
+            `(logits, labels)` -> what is kept of a batch's outputs, where keeping all would take too much memory.
+        generate (`Callable`, *optional*):
+            `(model, processor, data, rows, batch_size)` -> a text for each row, where the task writes.
+        set_up (`Callable`, *optional*):
+            `(model, processor, data)`: refuses what cannot do the task, and sets what generating needs.
+        probe (`bool`, *optional*, defaults to `False`):
+            Whether a linear layer solved on frozen features is a baseline; else it is the model before training.
+        strategy (`dict`, *optional*):
+            Strategy where none is named.
+        overlong (`str`, *optional*):
+            What became of rows longer than the model reads.
     """
 
     name: str
-    auto_class: str
+    auto_classes: tuple[str, ...]
+    roles: tuple[str, ...]
     read: Callable[[DatasetDict, TransferConfig, int], TaskData] = field(repr=False)
-    read_labelled: Callable[[DatasetDict, TransferConfig], TaskData] = field(repr=False)
-    encode: Callable[[TaskData, Any, int | None], tuple[DatasetDict, int]] = field(repr=False)
-    collator: Callable[[Any], Any] = field(repr=False)
-    compute_metrics: Callable[[TaskData], Callable[[Any], dict[str, float]]] = field(repr=False)
-    report: Callable[[TaskData, Any, Any], dict[str, Any]] = field(repr=False)
-    majority: Callable[[TaskData, str], dict[str, float]] = field(repr=False)
+    read_again: Callable[[DatasetDict, TransferConfig, bool], TaskData] = field(repr=False)
+    encode: Callable[[TaskData, Any, int, Any], tuple[DatasetDict, int]] = field(repr=False)
+    collator: Callable[[Any, TaskData], Any] = field(repr=False)
+    metrics: Callable[[TaskData, Outcome], dict[str, float]] = field(repr=False)
+    report: Callable[[TaskData, Outcome, int], dict[str, Any]] = field(repr=False)
+    answers: Callable[[TaskData, Outcome], list[dict[str, Any]]] = field(repr=False)
+    baseline: Callable[[TaskData, str], tuple[str, dict[str, float]]] = field(repr=False)
     examples: Callable[[TaskData, str, int], list[dict[str, Any]]] = field(repr=False)
     best_metric: Callable[[TaskData], tuple[str, bool]] = field(repr=False)
+    options: tuple[str, ...] = ()
+    reduce: Callable[[Any, Any], Any] | None = field(default=None, repr=False)
+    generate: Callable[[Any, Any, TaskData, Dataset, int], list[str]] | None = field(default=None, repr=False)
+    set_up: Callable[[Any, Any, TaskData], None] | None = field(default=None, repr=False)
+    probe: bool = False
+    strategy: dict[str, Any] = field(default_factory=FULL.copy)
+    overlong: str = "truncated"

@@ -1,37 +1,32 @@
 """Text classification: one class, several, or a number, for single texts and pairs."""
 
 import logging
-from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict
-from sklearn.model_selection import train_test_split
 from transformers import DataCollatorWithPadding
 
 from hf_transfer_plugin.config import TransferConfig
-from hf_transfer_plugin.metrics import F1, Accuracy, ConfusionMatrix, Precision, Recall, RegressionError
-from hf_transfer_plugin.tasks.base import Task, TaskData
+from hf_transfer_plugin.metrics import (
+    F1,
+    Accuracy,
+    Precision,
+    Recall,
+    RegressionError,
+    bootstrap_interval,
+    calibration,
+)
+from hf_transfer_plugin.tasks.base import Outcome, Task, TaskData
+from hf_transfer_plugin.tasks.class_report import SHORT, class_figures, confident_errors, macro_f1
+from hf_transfer_plugin.tasks.columns import LABEL_COLUMNS, TEXT_COLUMNS, check_texts, choose_columns
 from hf_transfer_plugin.tasks.labels import MULTI, REGRESSION, SINGLE, LabelScheme, known_labels, read_labels
+from hf_transfer_plugin.tasks.splitting import hold_out
 
 logger = logging.getLogger(__name__)
 
-TEXT_COLUMNS = (
-    "text",
-    "sentence",
-    "review",
-    "content",
-    "message",
-    "body",
-    "sentence1",
-    "premise",
-    "question1",
-    "title",
-)
 PAIR_COLUMNS = {"sentence1": "sentence2", "premise": "hypothesis", "question1": "question2", "text1": "text2"}
-SHORT = 300
-LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "sentiment", "score", "rating", "stars")
 
 
 def read(splits: DatasetDict, config: TransferConfig, seed: int) -> TaskData:
@@ -58,17 +53,11 @@ def read(splits: DatasetDict, config: TransferConfig, seed: int) -> TaskData:
         splits = DatasetDict({split: rows for split, rows in splits.items() if split != "test"})
     scheme = read_labels(splits, columns["label"], config)
     plain = DatasetDict({split: _plain(rows, columns, scheme) for split, rows in splits.items()})
-    held_out = "validation" not in plain and config.validation_fraction > 0
-    if held_out:
-        kept, out = _stratified(plain["train"], config.validation_fraction, seed, scheme.problem_type)
-        plain["validation"], plain["train"] = plain["train"].select(out), plain["train"].select(kept)
-    if config.max_train_samples is not None and config.max_train_samples < len(plain["train"]):
-        _, drawn = _stratified(plain["train"], config.max_train_samples, seed, scheme.problem_type)
-        plain["train"] = plain["train"].select(drawn)
+    plain, held_out = hold_out(plain, config, seed, strata="label" if scheme.problem_type == SINGLE else None)
     return TaskData(plain, columns, scheme.problem_type, scheme.class_names, held_out)
 
 
-def read_labelled(splits: DatasetDict, config: TransferConfig) -> TaskData:
+def read_again(splits: DatasetDict, config: TransferConfig, labelled: bool) -> TaskData:
     """
     As [`read`], for a trained model: the classes are those that the configuration names, and nothing is held out.
 
@@ -77,6 +66,8 @@ def read_labelled(splits: DatasetDict, config: TransferConfig) -> TaskData:
             As loaded.
         config (`TransferConfig`):
             The configuration.
+        labelled (`bool`):
+            Whether the labels are wanted.
 
     Returns:
         `TaskData`: The rows.
@@ -84,60 +75,27 @@ def read_labelled(splits: DatasetDict, config: TransferConfig) -> TaskData:
     Raises:
         ValueError: If a column is missing, or texts or labels are unusable.
     """
-    columns = _checked_columns(splits, config)
-    scheme = known_labels(splits, columns["label"], config)
+    columns = _checked_columns(splits, config, labelled=labelled)
+    names, problem = tuple(config.class_names or ()), config.problem_type or SINGLE
+    scheme = known_labels(splits, columns["label"], config) if labelled else LabelScheme(problem, names, {})
     plain = DatasetDict({split: _plain(rows, columns, scheme) for split, rows in splits.items()})
     return TaskData(plain, columns, scheme.problem_type, scheme.class_names)
 
 
-def _checked_columns(splits: DatasetDict, config: TransferConfig) -> dict[str, str]:
-    columns = _columns(next(iter(splits.values())), config)
+def _checked_columns(splits: DatasetDict, config: TransferConfig, *, labelled: bool = True) -> dict[str, str]:
+    columns = _columns(splits, config, labelled)
     for split, rows in splits.items():
-        _require_columns(split, rows, columns)
         for role in ("text", "text_pair"):
             if role in columns:
-                _check_texts(split, rows[columns[role]], columns[role])
+                check_texts(split, rows[columns[role]], columns[role], role)
     return columns
 
 
-def _columns(rows: Dataset, config: TransferConfig) -> dict[str, str]:
-    names = rows.column_names
-
-    def choose(role: str, given: str | None, guesses: Sequence[str]) -> str:
-        found = given if given is not None else next((guess for guess in guesses if guess in names), None)
-        if found is None or found not in names:
-            asked = f"{given!r}" if given is not None else f"one of {', '.join(guesses)}"
-            raise ValueError(
-                f"The {role} column must be in the data: expected {asked}, but the columns are "
-                f"{', '.join(sorted(names))}. Name it with `--{role}_column`."
-            )
-        return found
-
-    columns = {"text": choose("text", config.text_column, TEXT_COLUMNS)}
-    pair = config.text_pair_column or (None if config.text_column else PAIR_COLUMNS.get(columns["text"]))
-    if config.text_pair_column is not None or (pair is not None and pair in names):
-        columns["text_pair"] = choose("text_pair", pair, ())
-    columns["label"] = choose("label", config.label_column, LABEL_COLUMNS)
-    return columns
-
-
-def _require_columns(split: str, rows: Dataset, columns: dict[str, str]) -> None:
-    missing = sorted(set(columns.values()) - set(rows.column_names))
-    if missing:
-        raise ValueError(
-            f"The {split} split must have the same columns as train, but lacks {missing[0]!r}; it has "
-            f"{', '.join(sorted(rows.column_names))}."
-        )
-
-
-def _check_texts(split: str, texts: Sequence[Any], column: str) -> None:
-    bad = [row for row, text in enumerate(texts) if not isinstance(text, str) or not text.strip()]
-    if bad:
-        what = "empty or missing" if not isinstance(texts[bad[0]], (int, float)) else "a number"
-        raise ValueError(
-            f"Every row of {column!r} must hold text, but {len(bad)} of {len(texts)} in the {split} split do not "
-            f"(row {bad[0]}, counted from 0, is {what}). Remove such rows, or name another `--text_column`."
-        )
+def _columns(splits: DatasetDict, config: TransferConfig, labelled: bool) -> dict[str, str]:
+    columns = choose_columns(splits, config, {"text": TEXT_COLUMNS})
+    pair = None if config.text_column else PAIR_COLUMNS.get(columns["text"])
+    columns |= choose_columns(splits, config, {"text_pair": (pair,) if pair else ()}, optional=("text_pair",))
+    return columns | (choose_columns(splits, config, {"label": LABEL_COLUMNS}) if labelled else {})
 
 
 def _unlabelled(rows: Dataset | None, column: str) -> bool:
@@ -146,28 +104,12 @@ def _unlabelled(rows: Dataset | None, column: str) -> bool:
 
 def _plain(rows: Dataset, columns: dict[str, str], scheme: LabelScheme) -> Dataset:
     values = {role: list(rows[name]) for role, name in columns.items() if role != "label"}
-    values["label"] = [scheme.encode(label) for label in rows[columns["label"]]]
+    if "label" in columns:
+        values["label"] = [scheme.encode(label) for label in rows[columns["label"]]]
     return Dataset.from_dict(values)
 
 
-def _stratified(rows: Dataset, size: float, seed: int, problem_type: str) -> tuple[list[int], list[int]]:
-    """Row numbers kept and drawn; stratified by class where every class has two rows or more."""
-    labels = list(rows["label"])
-    numbers = np.arange(len(rows))
-    strata = labels if problem_type == SINGLE and min(np.bincount(labels)[np.unique(labels)]) > 1 else None
-    try:
-        kept, drawn = train_test_split(numbers, test_size=size, random_state=seed, stratify=strata)
-    except ValueError:
-        if strata is None:
-            raise ValueError(
-                f"{len(rows)} rows are too few to draw {size} of them; give a validation split."
-            ) from None
-        logger.warning("Too few rows for a stratified draw of %s; drawing at random.", size)
-        kept, drawn = train_test_split(numbers, test_size=size, random_state=seed)
-    return sorted(kept.tolist()), sorted(drawn.tolist())
-
-
-def encode(data: TaskData, processor: Any, max_length: int | None) -> tuple[DatasetDict, int]:
+def encode(data: TaskData, processor: Any, max_length: int, model_config: Any) -> tuple[DatasetDict, int]:
     """
     Tokenizes; texts longer than the model reads are truncated and counted.
 
@@ -176,8 +118,10 @@ def encode(data: TaskData, processor: Any, max_length: int | None) -> tuple[Data
             The rows.
         processor (`PreTrainedTokenizerBase`):
             The tokenizer.
-        max_length (`int`, *optional*):
+        max_length (`int`):
             Tokens of a row at most.
+        model_config (`PretrainedConfig`):
+            The model's config; not needed here.
 
     Returns:
         `tuple[DatasetDict, int]`: Encoded splits, and the number of truncated rows.
@@ -188,7 +132,7 @@ def encode(data: TaskData, processor: Any, max_length: int | None) -> tuple[Data
         nonlocal truncated
         encoded = processor(batch["text"], batch.get("text_pair"), truncation=True, max_length=max_length)
         truncated += sum(bool(item.overflowing) for item in encoded.encodings or ())
-        return {**encoded, "labels": batch["label"]}
+        return {**encoded, **({"labels": batch["label"]} if "label" in batch else {})}
 
     splits = {}
     for split, rows in data.splits.items():
@@ -196,6 +140,27 @@ def encode(data: TaskData, processor: Any, max_length: int | None) -> tuple[Data
             run, batched=True, remove_columns=rows.column_names, load_from_cache_file=False, desc=f"Tokenizing {split}"
         )
     return DatasetDict(splits), truncated
+
+
+def probabilities(logits: np.ndarray, problem_type: str) -> np.ndarray:
+    """
+    From logits to probabilities: `exp(z) / sum(exp(z))` for classes that exclude each other, `1 / (1 + exp(-z))` for
+    those of which several may hold.
+
+    Args:
+        logits (`np.ndarray` of shape `(rows, classes)`):
+            The model's outputs.
+        problem_type (`str`):
+            As in the model's config.
+
+    Returns:
+        `np.ndarray` of shape `(rows, classes)`: The probabilities.
+    """
+    logits = logits.astype(np.float64)
+    if problem_type == MULTI:
+        return 1 / (1 + np.exp(-logits))
+    raised = np.exp(logits - logits.max(-1, keepdims=True))
+    return raised / raised.sum(-1, keepdims=True)
 
 
 def predicted(logits: np.ndarray, problem_type: str) -> np.ndarray:
@@ -216,24 +181,26 @@ def predicted(logits: np.ndarray, problem_type: str) -> np.ndarray:
     return (logits > 0).astype(int) if problem_type == MULTI else logits.reshape(-1)
 
 
-def compute_metrics(data: TaskData) -> Callable[[Any], dict[str, float]]:
+def _logits(outcome: Outcome) -> np.ndarray:
+    found = outcome.predictions
+    return np.asarray(found[0] if isinstance(found, tuple) else found)
+
+
+def metrics(data: TaskData, outcome: Outcome) -> dict[str, float]:
     """
     Args:
         data (`TaskData`):
             Tells the problem type.
+        outcome (`Outcome`):
+            The model's logits.
 
     Returns:
-        `Callable`: From Trainer's predictions to scalar metrics.
+        `dict[str, float]`: Accuracy and the macro averages, or the errors of a regression.
     """
-
-    def compute(prediction: Any) -> dict[str, float]:
-        logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-        return _metrics(predicted(np.asarray(logits), data.problem_type), np.asarray(prediction.label_ids), data)
-
-    return compute
+    return _measured(predicted(_logits(outcome), data.problem_type), np.asarray(outcome.rows["label"]), data)
 
 
-def _metrics(answers: np.ndarray, labels: np.ndarray, data: TaskData) -> dict[str, float]:
+def _measured(answers: np.ndarray, labels: np.ndarray, data: TaskData) -> dict[str, float]:
     if data.problem_type == REGRESSION:
         return RegressionError().compute(predictions=answers.tolist(), references=labels.reshape(-1).tolist())
     kind = "multilabel" if data.problem_type == MULTI else None
@@ -244,40 +211,71 @@ def _metrics(answers: np.ndarray, labels: np.ndarray, data: TaskData) -> dict[st
     return {name: value for name, value in found.items() if isinstance(value, float)}
 
 
-def report(data: TaskData, logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+def report(data: TaskData, outcome: Outcome, count: int) -> dict[str, Any]:
     """
     Args:
         data (`TaskData`):
             Names the classes.
-        logits (`np.ndarray` of shape `(rows, outputs)`):
-            The model's outputs.
-        labels (`np.ndarray`):
-            The true labels.
+        outcome (`Outcome`):
+            The model's logits.
+        count (`int`):
+            Most confident errors at most.
 
     Returns:
-        `dict[str, Any]`: `per_class`, and `confusion_matrix` for single labels; empty for regression.
+        `dict[str, Any]`: `per_class`, `confusion_matrix` for single labels, `calibration`, `intervals` and `errors`,
+        as far as the problem type has them.
     """
+    logits, labels = _logits(outcome), np.asarray(outcome.rows["label"])
+    answers = predicted(logits, data.problem_type)
+    told = {"label": [_named(label, data) for label in labels], "prediction": [_named(a, data) for a in answers]}
     if data.problem_type == REGRESSION:
-        return {}
-    kind = "multilabel" if data.problem_type == MULTI else None
-    answers, labels = predicted(logits, data.problem_type).astype(int), labels.astype(int)
-    given = {"predictions": answers.tolist(), "references": labels.tolist()}
-    numbers = list(range(data.outputs))
-    columns = {
-        name: metric.compute(**given, labels=numbers)[f"{name}_per_class"]
-        for name, metric in (("precision", Precision(kind)), ("recall", Recall(kind)), ("f1", F1(kind)))
-    }
-    support = labels.sum(0) if kind else np.bincount(labels, minlength=data.outputs)
-    per_class = {
-        class_name: {**{name: values[i] for name, values in columns.items()}, "support": int(support[i])}
-        for i, class_name in enumerate(data.class_names)
-    }
-    if kind:
-        return {"per_class": per_class}
-    return {"per_class": per_class, **ConfusionMatrix().compute(**given, labels=numbers)}
+        distance = np.abs(answers - labels.reshape(-1))
+        interval = bootstrap_interval(lambda chosen: float(np.mean(distance[chosen] ** 2)), len(labels))
+        errors = confident_errors(outcome.rows, distance > 0, distance, told, count)
+        return {"intervals": {"mse": interval}, "errors": errors}
+    found = class_figures(answers, labels, data.class_names)
+    chances = probabilities(logits, data.problem_type)
+    if data.problem_type == MULTI:
+        right = answers == labels
+        sure = np.maximum(chances, 1 - chances)
+        found["calibration"] = calibration(sure.ravel(), right.ravel())
+        interval = {"f1_macro": bootstrap_interval(lambda rows: macro_f1(answers[rows], labels[rows]), len(labels))}
+        wrong, scores = ~right.all(1), np.where(right, 0, sure).max(1)
+    else:
+        right, scores = answers == labels, chances.max(-1)
+        found["calibration"] = calibration(scores, right)
+        interval = {"accuracy": bootstrap_interval(lambda rows: float(right[rows].mean()), len(labels))}
+        wrong = ~right
+    return {**found, "intervals": interval, "errors": confident_errors(outcome.rows, wrong, scores, told, count)}
 
 
-def majority(data: TaskData, split: str) -> dict[str, float]:
+def answers(data: TaskData, outcome: Outcome) -> list[dict[str, Any]]:
+    """
+    Args:
+        data (`TaskData`):
+            Names the classes.
+        outcome (`Outcome`):
+            The model's logits.
+
+    Returns:
+        `list[dict[str, Any]]`: `prediction` of each row and, for classes, `score` and `probabilities` of every class.
+    """
+    logits = _logits(outcome)
+    named = [_named(answer, data) for answer in predicted(logits, data.problem_type)]
+    if data.problem_type == REGRESSION:
+        return [{"prediction": value} for value in named]
+    found = []
+    for name, row in zip(named, probabilities(logits, data.problem_type), strict=True):
+        score = {} if data.problem_type == MULTI else {"score": float(row.max())}
+        found.append({
+            "prediction": name,
+            **score,
+            "probabilities": dict(zip(data.class_names, row.tolist(), strict=True)),
+        })
+    return found
+
+
+def baseline(data: TaskData, split: str) -> tuple[str, dict[str, float]]:
     """
     Args:
         data (`TaskData`):
@@ -286,16 +284,16 @@ def majority(data: TaskData, split: str) -> dict[str, float]:
             Split to measure on.
 
     Returns:
-        `dict[str, float]`: Metrics of always answering the commonest class (the mean, for numbers) of train.
+        `tuple`: `"majority"`, and metrics of always answering the commonest class (the mean, for numbers) of train.
     """
     train, labels = np.asarray(data.splits["train"]["label"]), np.asarray(data.splits[split]["label"])
     if data.problem_type == SINGLE:
-        answers = np.full(len(labels), np.bincount(train).argmax())
+        always = np.full(len(labels), np.bincount(train).argmax())
     elif data.problem_type == MULTI:
-        answers = np.tile((train.mean(0) > 0.5).astype(int), (len(labels), 1))
+        always = np.tile((train.mean(0) > 0.5).astype(int), (len(labels), 1))
     else:
-        answers = np.full(len(labels), train.mean())
-    return _metrics(answers, labels, data)
+        always = np.full(len(labels), train.mean())
+    return "majority", _measured(always, labels, data)
 
 
 def examples(data: TaskData, split: str, count: int) -> list[dict[str, Any]]:
@@ -336,14 +334,19 @@ def _best_metric(data: TaskData) -> tuple[str, bool]:
 
 TEXT_CLASSIFICATION = Task(
     name="text-classification",
-    auto_class="AutoModelForSequenceClassification",
+    auto_classes=("AutoModelForSequenceClassification",),
+    roles=("text", "text_pair", "label"),
     read=read,
-    read_labelled=read_labelled,
+    read_again=read_again,
     encode=encode,
-    collator=DataCollatorWithPadding,
-    compute_metrics=compute_metrics,
+    collator=lambda processor, data: DataCollatorWithPadding(processor),
+    metrics=metrics,
     report=report,
-    majority=majority,
+    answers=answers,
+    baseline=baseline,
     examples=examples,
     best_metric=_best_metric,
+    options=("class_names", "problem_type"),
+    probe=True,
+    strategy={"name": "lp-ft", "frozen": 1},
 )

@@ -1,13 +1,12 @@
-"""What a run is asked to do, as plain values; imports no strategy, no torch, and reads only YAML and JSON."""
+"""What a run is asked to do, as plain values; imports no strategy and no torch."""
 
-import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import yaml
+from hf_transfer_plugin.config.faults import ConfigError, gather
+from hf_transfer_plugin.config.reading import parse_spec
 
 STRATEGY_NAMES = (
     "full",
@@ -23,80 +22,16 @@ STRATEGY_NAMES = (
     "layer-sampling",
 )
 LEARNING_RATE_NAMES = ("layerwise-decay", "slanted-triangular")
-TASK_NAMES = ("text-classification",)
+TASK_NAMES = (
+    "text-classification",
+    "token-classification",
+    "question-answering",
+    "summarization",
+    "translation",
+    "text-generation",
+    "fill-mask",
+)
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
-
-
-class ConfigError(ValueError):
-    """
-    Everything that is wrong with a configuration, told at once.
-
-    Args:
-        problems (`Iterable[str]`):
-            One sentence for each fault: what was expected, what was got, what to do.
-    """
-
-    def __init__(self, problems: Iterable[str]) -> None:
-        self.problems = tuple(problems)
-        super().__init__("\n".join(self.problems))
-
-
-def gather(*checks: Callable[[], object]) -> None:
-    """
-    Runs all checks and tells everything that they find at once.
-
-    Args:
-        *checks (`Callable`):
-            Functions that raise `ValueError`.
-
-    Raises:
-        ConfigError: If any of them does.
-    """
-    problems: list[str] = []
-    for check in checks:
-        try:
-            check()
-        except ConfigError as error:
-            problems += error.problems
-        except ValueError as error:
-            problems.append(str(error))
-    if problems:
-        raise ConfigError(problems)
-
-
-def parse_spec(value: str | Mapping[str, Any], names: tuple[str, ...], flag: str) -> dict[str, Any]:
-    """
-    Brings a strategy given as a name, a JSON text or a mapping into the one form `{"name": ..., **fields}`.
-
-    Args:
-        value (`str` or `Mapping`):
-            `"freeze-first"`, `'{"name": "freeze-first", "k": 3}'` or the mapping itself.
-        names (`tuple[str, ...]`):
-            The names that exist.
-        flag (`str`):
-            Field the value came from, for the message.
-
-    Returns:
-        `dict[str, Any]`: The name and its fields.
-
-    Raises:
-        ConfigError: If the text is no JSON object, or the name is unknown or missing.
-    """
-    spec: Any = value
-    if isinstance(value, str):
-        if value.lstrip().startswith("{"):
-            try:
-                spec = json.loads(value)
-            except json.JSONDecodeError as error:
-                raise ConfigError([
-                    f"`{flag}` must be a name or a JSON object, but {value!r} is no JSON ({error})."
-                ]) from error
-        else:
-            spec = {"name": value}
-    if not isinstance(spec, Mapping) or spec.get("name") not in names:
-        got = spec.get("name") if isinstance(spec, Mapping) else spec
-        raise ConfigError([f"`{flag}` must name one of {', '.join(names)}, but got {got!r}."])
-    return dict(spec)
 
 
 @dataclass(frozen=True)
@@ -144,14 +79,43 @@ class TransferConfig:
         text_pair_column (`str`, *optional*):
             Column of the second text, for pairs.
         label_column (`str`, *optional*):
-            Column of the label. Guessed where it is not given.
+            Column of the label, or of the words' tags. Guessed where it is not given.
+        target_column (`str`, *optional*):
+            Column of the summary, translation or answer that the model shall write.
+        question_column (`str`, *optional*):
+            Column of the question.
+        context_column (`str`, *optional*):
+            Column of the text that holds the answer.
+        answers_column (`str`, *optional*):
+            Column of the answers: `{"text": [...], "answer_start": [...]}` as in SQuAD, or the answer as text.
+        messages_column (`str`, *optional*):
+            Column of conversations: lists of `{"role": ..., "content": ...}`.
         class_names (`list[str]`, *optional*):
             Names of the classes in the order of their numbers.
         problem_type (`str`, *optional*):
             `"single_label_classification"`, `"multi_label_classification"` or `"regression"`; told from the labels
             where it is not given.
         max_length (`int`, *optional*):
-            Texts are truncated to that many tokens; without it to what the model can read.
+            Texts are truncated to that many tokens (read in windows, or packed into blocks, of that many), without it
+            to what the model can read, at most 512.
+        max_target_length (`int`, *optional*, defaults to 128):
+            Tokens of a summary or translation at most, in training and when generating.
+        prompt (`str`, *optional*):
+            What a summariser or translator is asked; `{text}` stands for the text.
+        source_language (`str`, *optional*):
+            Language to translate from, as the tokenizer codes it.
+        target_language (`str`, *optional*):
+            Language to translate to, as the tokenizer codes it.
+        stride (`int`, *optional*, defaults to 128):
+            Tokens that neighbouring windows of a long context share.
+        packing (`bool`, *optional*):
+            Fill blocks of `max_length` tokens with text after text; on for raw text without it, never for
+            conversations.
+        mlm_probability (`float`, *optional*, defaults to 0.15):
+            Share of the tokens that `fill-mask` hides.
+        baselines (`bool`, *optional*, defaults to `False`):
+            Also measure what needs a pass of the pretrained model: a linear probe solved on its frozen features, or
+            the model as it is.
         early_stopping_patience (`int`, *optional*):
             Stop after that many evaluations without improvement.
         demo_examples (`int`, *optional*, defaults to 4):
@@ -203,11 +167,24 @@ class TransferConfig:
     text_column: str | None = field(default=None, metadata={"help": "Column of the text."})
     text_pair_column: str | None = field(default=None, metadata={"help": "Column of the second text, for pairs."})
     label_column: str | None = field(default=None, metadata={"help": "Column of the label."})
+    target_column: str | None = field(default=None, metadata={"help": "Column of the text to be written."})
+    question_column: str | None = field(default=None, metadata={"help": "Column of the question."})
+    context_column: str | None = field(default=None, metadata={"help": "Column of the text that holds the answer."})
+    answers_column: str | None = field(default=None, metadata={"help": "Column of the answers, as in SQuAD."})
+    messages_column: str | None = field(default=None, metadata={"help": "Column of conversations."})
     class_names: list[str] | None = field(
         default=None, metadata={"help": "Class names in the order of their numbers."}
     )
     problem_type: str | None = field(default=None, metadata={"help": f"One of: {', '.join(PROBLEM_TYPES)}."})
     max_length: int | None = field(default=None, metadata={"help": "Truncate texts to that many tokens."})
+    max_target_length: int = field(default=128, metadata={"help": "Tokens of a summary or translation at most."})
+    prompt: str | None = field(default=None, metadata={"help": "What to ask for; {text} stands for the text."})
+    source_language: str | None = field(default=None, metadata={"help": "Language code to translate from."})
+    target_language: str | None = field(default=None, metadata={"help": "Language code to translate to."})
+    stride: int = field(default=128, metadata={"help": "Tokens that windows of a long context share."})
+    packing: bool | None = field(default=None, metadata={"help": "Fill blocks of max_length with text after text."})
+    mlm_probability: float = field(default=0.15, metadata={"help": "Share of tokens that fill-mask hides."})
+    baselines: bool = field(default=False, metadata={"help": "Also measure a linear probe or the untrained model."})
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after that many evaluations without improvement."}
     )
@@ -234,6 +211,8 @@ class TransferConfig:
             yield f"`task` must be one of {', '.join(TASK_NAMES)}, but got {self.task!r}."
         if self.problem_type is not None and self.problem_type not in PROBLEM_TYPES:
             yield f"`problem_type` must be one of {', '.join(PROBLEM_TYPES)}, but got {self.problem_type!r}."
+        if self.prompt is not None and "{text}" not in self.prompt:
+            yield f"`prompt` must hold {{text}}, the place of the text, but got {self.prompt!r}."
         if not isinstance(self.trust_remote_code, bool):
             yield f"`trust_remote_code` must be true or false, but got {self.trust_remote_code!r}."
         names = self.class_names
@@ -251,9 +230,11 @@ class TransferConfig:
     def _number_problems(self) -> Iterable[str]:
         if not isinstance(self.validation_fraction, (int, float)) or not 0 <= self.validation_fraction < 1:
             yield f"`validation_fraction` must be at least 0 and below 1, but got {self.validation_fraction!r}."
+        if not isinstance(self.mlm_probability, (int, float)) or not 0 < self.mlm_probability < 1:
+            yield f"`mlm_probability` must lie between 0 and 1, but got {self.mlm_probability!r}."
         if not isinstance(self.demo_examples, int) or isinstance(self.demo_examples, bool) or self.demo_examples < 0:
             yield f"`demo_examples` must be a whole number of at least 0, but got {self.demo_examples!r}."
-        for name in ("max_train_samples", "max_length", "early_stopping_patience"):
+        for name in ("max_train_samples", "max_length", "max_target_length", "stride", "early_stopping_patience"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 yield f"`{name}` must be a whole number of at least 1, but got {value!r}."
@@ -293,29 +274,3 @@ class TransferConfig:
 def _different_names(names: Any) -> bool:
     listed = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
     return listed and len(set(names)) == len(names) > 1
-
-
-def read_config_file(path: str | Path) -> dict[str, Any]:
-    """
-    Reads the keys of a YAML or JSON file.
-
-    Args:
-        path (`str` or `Path`):
-            The file.
-
-    Returns:
-        `dict[str, Any]`: Its keys and values.
-
-    Raises:
-        ConfigError: If the file is missing or holds no mapping.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError([f"`--config` must name a YAML file, but there is no file {str(path)!r}."])
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError([f"{str(path)!r} is no YAML: {error}"]) from error
-    if not isinstance(values, dict):
-        raise ConfigError([f"{str(path)!r} must hold keys and values, but holds {type(values).__name__}."])
-    return values

@@ -1,0 +1,23 @@
+"""What a run is asked to do, as plain values; imports no strategy, no torch, and reads only YAML and JSON."""
+
+from hf_transfer_plugin.config.faults import ConfigError, gather
+from hf_transfer_plugin.config.reading import parse_spec, read_config_file
+from hf_transfer_plugin.config.transfer import (
+    LEARNING_RATE_NAMES,
+    PROBLEM_TYPES,
+    STRATEGY_NAMES,
+    TASK_NAMES,
+    TransferConfig,
+)
+
+__all__ = [
+    "LEARNING_RATE_NAMES",
+    "PROBLEM_TYPES",
+    "STRATEGY_NAMES",
+    "TASK_NAMES",
+    "ConfigError",
+    "TransferConfig",
+    "gather",
+    "parse_spec",
+    "read_config_file",
+]

@@ -1,0 +1,100 @@
+"""What a record says of answers that are classes: which are missed, how sure the model is, and where it errs most."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from hf_transfer_plugin.metrics import F1, ConfusionMatrix, Precision, Recall
+
+SHORT = 300
+
+
+def class_figures(answers: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
+    """
+    Args:
+        answers (`np.ndarray` of shape `(rows,)` or, of zeros and ones, `(rows, classes)`):
+            The model's answers.
+        labels (`np.ndarray` of the same shape):
+            The true labels.
+        class_names (`Sequence[str]`):
+            Names of the classes.
+
+    Returns:
+        `dict[str, Any]`: `per_class`, and `confusion_matrix` where a row has one class.
+    """
+    kind = "multilabel" if labels.ndim == 2 else None
+    given = {"predictions": answers.astype(int).tolist(), "references": labels.astype(int).tolist()}
+    numbers = list(range(len(class_names)))
+    columns = {
+        name: metric.compute(**given, labels=numbers)[f"{name}_per_class"]
+        for name, metric in (("precision", Precision(kind)), ("recall", Recall(kind)), ("f1", F1(kind)))
+    }
+    support = labels.sum(0) if kind else np.bincount(labels.astype(int), minlength=len(numbers))
+    per_class = {
+        class_name: {**{name: values[i] for name, values in columns.items()}, "support": int(support[i])}
+        for i, class_name in enumerate(class_names)
+    }
+    if kind:
+        return {"per_class": per_class}
+    return {"per_class": per_class, **ConfusionMatrix().compute(**given, labels=numbers)}
+
+
+def macro_f1(answers: np.ndarray, labels: np.ndarray) -> float:
+    """
+    The mean over classes of `2 TP / (2 TP + FP + FN)`, 0 for a class that neither occurs nor is answered.
+
+    Args:
+        answers (`np.ndarray` of zeros and ones, of shape `(rows, classes)`):
+            The model's answers.
+        labels (`np.ndarray` of the same shape):
+            The true labels.
+
+    Returns:
+        `float`: The score.
+    """
+    both = (answers * labels).sum(0)
+    either = answers.sum(0) + labels.sum(0)
+    return float(np.mean(2 * both / np.maximum(either, 1)))
+
+
+def confident_errors(
+    rows: Dataset, wrong: np.ndarray, scores: np.ndarray, told: Mapping[str, Sequence[Any]], count: int
+) -> list[dict[str, Any]]:
+    """
+    Args:
+        rows (`Dataset`):
+            The checked rows.
+        wrong (`np.ndarray` of shape `(rows,)`):
+            Which answers are wrong.
+        scores (`np.ndarray` of shape `(rows,)`):
+            What to sort by: how sure the model was, or how far off.
+        told (`Mapping[str, Sequence]`):
+            `label` and `prediction` of every row, in words.
+        count (`int`):
+            How many at most.
+
+    Returns:
+        `list[dict[str, Any]]`: The rows with the highest scores among the wrong ones; long texts are shortened.
+    """
+    numbers = [int(i) for i in np.argsort(-scores, kind="stable") if wrong[i]][:count]
+    found = []
+    for i in numbers:
+        texts = {role: shortened(value) for role, value in rows[i].items() if role in ("text", "text_pair")}
+        found.append({**texts, **{name: values[i] for name, values in told.items()}, "score": float(scores[i])})
+    return found
+
+
+def shortened(text: str, limit: int = SHORT) -> str:
+    """
+    Args:
+        text (`str`):
+            A text.
+        limit (`int`, *optional*, defaults to 300):
+            Characters at most.
+
+    Returns:
+        `str`: The text, or its beginning.
+    """
+    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
