@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 from sklearn import metrics as sklearn_metrics
 
-from hf_transfer_plugin.metrics import F1, METRICS, Accuracy, ConfusionMatrix, Precision, Recall, RegressionError
+from hf_transfer_plugin.metrics import (
+    F1,
+    METRICS,
+    Accuracy,
+    ConfusionMatrix,
+    Precision,
+    Recall,
+    RegressionError,
+    macro_f1,
+)
 
 TRUE = [0, 0, 0, 1, 1, 2, 2, 2, 2, 1]
 ANSWERS = [0, 1, 0, 1, 1, 2, 0, 2, 1, 1]
@@ -112,12 +121,34 @@ def test_metrics_work_inside_evaluate_combine():
     assert found["f1_macro"] == pytest.approx(sklearn_metrics.f1_score(TRUE, ANSWERS, average="macro"))
 
 
+TAGS = [["B-PER", "I-PER", "O"], ["O", "B-LOC", "O"]]
+PAIRS = ["the cat sat", "a dog ran"], ["the cat slept", "a dog ran"]
+INPUTS = {
+    "entity_f1": ([*TAGS, ["B-LOC", "O", "O"]], [*TAGS, ["O", "B-LOC", "O"]]),
+    "squad_score": (["the cat", "no", ""], [["cat", "dog"], ["yes"], [""]]),
+    "rouge": ([*PAIRS[0], "no"], [*PAIRS[1], "yes"]),
+    "translation": ([*PAIRS[0], "no"], [*PAIRS[1], "yes"]),
+}
+
+
 @pytest.mark.parametrize("name", sorted(METRICS))
 def test_metrics_take_batches_and_are_named_as_registered(name):
+    answers, true = INPUTS.get(name, ([0, 1, 1], [0, 1, 0]))
     metric = METRICS[name]()
-    metric.add_batch(predictions=[0, 1], references=[0, 1])
-    metric.add(prediction=1, reference=0)
+    metric.add_batch(predictions=answers[:2], references=true[:2])
+    metric.add(prediction=answers[2], reference=true[2])
     found = metric.compute()
-    whole = METRICS[name]().compute(predictions=[0, 1, 1], references=[0, 1, 0])
-    assert found == whole
+    assert found == METRICS[name]().compute(predictions=answers, references=true)
     assert metric.name == name
+
+
+@pytest.mark.parametrize("labels", [(TRUE, ANSWERS, 3), (TRUE, ANSWERS, 4), (ROWS_TRUE, ROWS_ANSWERS, 3)])
+def test_macro_f1_from_counts_equals_the_metric(labels):
+    true, answers, classes = np.array(labels[0]), np.array(labels[1]), labels[2]
+    options = {"labels": list(range(classes)), "average": "macro", "zero_division": 0}
+    assert macro_f1(answers, true, classes) == pytest.approx(sklearn_metrics.f1_score(true, answers, **options))
+
+
+def test_macro_f1_by_hand():
+    # Class 0: 1 right of 1 answered and 2 true; class 1: 1 of 2 and 1; class 2 is nowhere.
+    assert macro_f1(np.array([0, 1, 1]), np.array([0, 0, 1]), 3) == pytest.approx((2 / 3 + 2 / 3 + 0) / 3)

@@ -1,4 +1,4 @@
-"""Metrics over scikit-learn that work offline, alone or inside `evaluate.combine`."""
+"""Metrics of classes and numbers, over scikit-learn."""
 
 from typing import Any, ClassVar
 
@@ -105,4 +105,29 @@ class RegressionError(_ScikitMetric):
         }
 
 
-METRICS = {m.metric_name: m for m in (Accuracy, Precision, Recall, F1, ConfusionMatrix, RegressionError)}
+def macro_f1(predictions: np.ndarray, references: np.ndarray, classes: int) -> float:
+    """
+    The same value as [`F1`] gives, from counts alone: fast enough for a thousand resamples.
+
+    Args:
+        predictions (`np.ndarray` of shape `(rows,)`, or `(rows, classes)` of 0/1):
+            Answers.
+        references (`np.ndarray` of the same shape):
+            The truth.
+        classes (`int`):
+            How many classes there are.
+
+    Returns:
+        `float`: The mean over the classes of `2 TP / (answered + true)`, 0 for a class that is in neither.
+
+    Example:
+    ```python
+    >>> bootstrap_interval(lambda rows: macro_f1(answers[rows], labels[rows], 6), len(labels))
+    ```
+    """
+    if predictions.ndim == 2:
+        right, total = (predictions & references).sum(0), predictions.sum(0) + references.sum(0)
+    else:
+        right = np.bincount(references[predictions == references], minlength=classes)
+        total = np.bincount(predictions, minlength=classes) + np.bincount(references, minlength=classes)
+    return float((2 * right / np.maximum(total, 1)).mean())
