@@ -1,4 +1,4 @@
-"""Plots of a record."""
+"""What was trained when, as a plot, and the look that all plots share."""
 
 import logging
 from importlib.util import find_spec
@@ -25,11 +25,9 @@ def render_schedule(record: TransferRecord, path: str | Path) -> Path | None:
     Returns:
         `Path` or `None`: The file; `None` where matplotlib is not installed.
     """
-    if find_spec("matplotlib") is None:
-        logger.warning('No schedule plot: run `pip install "hf-transfer-plugin[plots]"` for it.')
+    pyplot = drawing("schedule plot")
+    if pyplot is None:
         return None
-    require("matplotlib", extra="plots").use("Agg")
-    pyplot = require("matplotlib.pyplot", extra="plots")
     names = [group["name"] for group in record.groups]
     steps = max(int(record.arguments.get("steps", 0)), 1)
     height = 0.28 * len(names)
@@ -40,13 +38,54 @@ def render_schedule(record: TransferRecord, path: str | Path) -> Path | None:
     _draw_rates(lower, record, names, pyplot)
     lower.set_xlabel("optimizer step")
     lower.set_xlim(0, steps)
+    return save(figure, path, pyplot)
+
+
+def drawing(what: str) -> Any | None:
+    """
+    Args:
+        what (`str`):
+            What is to be drawn, for the warning.
+
+    Returns:
+        `ModuleType` or `None`: matplotlib.pyplot without a window; `None`, with a warning, where it is not installed.
+    """
+    if find_spec("matplotlib") is None:
+        logger.warning('No %s: run `pip install "hf-transfer-plugin[plots]"` for it.', what)
+        return None
+    require("matplotlib", extra="plots").use("Agg")
+    return require("matplotlib.pyplot", extra="plots")
+
+
+def save(figure: Any, path: str | Path, pyplot: Any) -> Path:
+    """
+    Writes a figure, the same bytes for the same figure, and closes it.
+
+    Args:
+        figure (`Figure`):
+            The figure.
+        path (`str` or `Path`):
+            The PNG file.
+        pyplot (`ModuleType`):
+            As [`drawing`] gives it.
+
+    Returns:
+        `Path`: The file.
+    """
     path = Path(path)
     figure.savefig(path, dpi=130, metadata={"Software": None})
     pyplot.close(figure)
     return path
 
 
-def _plain(axes: Any) -> None:
+def plain(axes: Any) -> None:
+    """
+    Gives axes the common look.
+
+    Args:
+        axes (`Axes`):
+            The axes.
+    """
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     axes.tick_params(colors=INK, labelsize=8)
@@ -68,7 +107,7 @@ def _draw_phases(axes: Any, record: TransferRecord, names: list[str], steps: int
         fontsize=10,
         color=INK,
     )
-    _plain(axes)
+    plain(axes)
 
 
 def _draw_rates(axes: Any, record: TransferRecord, names: list[str], pyplot: Any) -> None:
@@ -89,4 +128,4 @@ def _draw_rates(axes: Any, record: TransferRecord, names: list[str], pyplot: Any
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         axes.legend(handles[::-1], labels[::-1], fontsize=7, frameon=False, loc="upper right", ncols=2)
-    _plain(axes)
+    plain(axes)
