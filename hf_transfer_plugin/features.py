@@ -159,7 +159,7 @@ def extract_features(
     progress: str | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """
-    Runs the frozen model over a dataset and keeps one vector a row.
+    Runs the frozen model over a dataset and keeps one vector a row, or one a token where each token has a label.
 
     Args:
         model (`nn.Module`):
@@ -178,10 +178,11 @@ def extract_features(
             Title of a progress bar; none without it.
 
     Returns:
-        `tuple[np.ndarray, np.ndarray]`: Features of shape `(rows, features)` and the labels.
+        `tuple[np.ndarray, np.ndarray]`: Features of shape `(rows, features)` and the labels; of labels for tokens
+        those that are not -100, row after row.
 
     Raises:
-        ValueError: If `module` takes something else than one vector a row.
+        ValueError: If `module` takes something else than one vector for each label.
     """
     device = next(model.parameters()).device
     captured: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -194,22 +195,31 @@ def extract_features(
             for rows, batch in _batches(dataset, collate, batch_size, progress):
                 inputs = {k: v.to(device) for k, v in batch.items() if k != "labels" and isinstance(v, torch.Tensor)}
                 captured.clear()
-                output = runner(**inputs)
+                output, targets = runner(**inputs), batch["labels"]
                 if module:
                     found = _returned_token(*captured[-1], output.get("logits"))
                 else:
-                    found = _mean_pooled(output[0], inputs.get("attention_mask"))
-                if found.ndim != 2 or len(found) != len(rows):
+                    found = output[0]
+                    if not _one_a_token(found, targets):
+                        found = _mean_pooled(found, inputs.get("attention_mask"))
+                if len(found) != len(rows) or (found.ndim != 2 and not _one_a_token(found, targets)):
                     raise ValueError(
                         f"The output layer must take one vector a row to be solved, but {type(module).__name__} takes "
                         f"{tuple(found.shape)} for {len(rows)} rows. Use another strategy than `lp-ft` for this model."
                     )
-                for i, vector, label in zip(rows, found.float().cpu().numpy(), batch["labels"].numpy(), strict=True):
-                    features[i], labels[i] = vector, label
+                for i, vector, label in zip(rows, found.float().cpu().numpy(), targets.numpy(), strict=True):
+                    kept = label != -100 if found.ndim == 3 else None
+                    features[i], labels[i] = vector[kept], label[kept]
     finally:
         if handle is not None:
             handle.remove()
-    return np.stack([features[i] for i in range(len(features))]), np.stack([labels[i] for i in range(len(labels))])
+    order = range(len(features))
+    return np.concatenate([features[i] for i in order]), np.concatenate([labels[i] for i in order])
+
+
+def _one_a_token(found: torch.Tensor, labels: torch.Tensor) -> bool:
+    """Whether each token has a vector and a class; rows of 0/1 for several classes at once are floats."""
+    return found.ndim == 3 and found.shape[:2] == labels.shape and not labels.is_floating_point()
 
 
 def _returned_token(inputs: torch.Tensor, outputs: torch.Tensor, logits: torch.Tensor | None) -> torch.Tensor:

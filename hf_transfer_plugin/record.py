@@ -82,7 +82,8 @@ class TransferRecord:
         intervals (`dict[str, list[float]]`):
             Bootstrap interval of the headline metric: name -> `[low, high]`, at 95%.
         calibration (`dict`):
-            `ece`, the expected calibration error, and `bins`: `low`, `high`, `count`, `confidence`, `accuracy` of each.
+            `ece`, the expected calibration error, and `bins`, each with `low`, `high`, `count`, `confidence` and
+            `accuracy`.
         errors (`list[dict]`):
             The most confident wrong answers: role of the column -> value, `label`, `prediction`, `score`.
         samples (`list[dict]`):

@@ -123,10 +123,10 @@ def test_from_a_file_to_a_record_with_the_default_strategy(launch, words, tmp_pa
 APART = """
 import time
 from pathlib import Path
-from hf_transfer_plugin.recipes import finetuning, recording
+from hf_transfer_plugin.recipes import finetuning, preparing, recording
 
 def loading(name):
-    real, file = getattr(finetuning, name), Path(f"{name}.done")
+    real, file = getattr(preparing, name), Path(f"{name}.done")
     def load(*args, **kwargs):
         if rank == 0:
             time.sleep(0.5)
@@ -135,7 +135,7 @@ def loading(name):
             return loaded
         assert file.exists(), f"rank 1 ran ahead into {name}"
         return real(*args, **kwargs)
-    setattr(finetuning, name, load)
+    setattr(preparing, name, load)
 
 for name in ("load_splits", "load_processor", "load_model"):
     loading(name)

@@ -112,7 +112,7 @@ def run(tmp_path_factory, model_folder):
 def test_run_folder_of_every_kind_of_task(tmp_path, model_folder, kind):
     data = save(tmp_path / "data", kind, train=40, test=12)
     folder = tmp_path / "run"
-    record = finetune(TransferConfig(model=model_folder, dataset=data), arguments(folder), baselines=True)
+    record = finetune(TransferConfig(model=model_folder, dataset=data, baselines=True), arguments(folder))
     assert not (folder / "training_args.bin").exists()
 
     assert {name for name in os.listdir(folder) if (folder / name).stat().st_size} >= RUN_FILES
@@ -385,8 +385,8 @@ def test_the_loss_decides_where_it_was_named(tmp_path, model_folder, reviews_fil
 def test_labels_that_every_or_no_row_has_are_trained_with_the_default(tmp_path, model_folder):
     rows = {"text": [f"film {i}" for i in range(16)], "label": [[1, 0, i % 2] for i in range(16)]}
     splits = DatasetDict({split: Dataset.from_dict(rows) for split in ("train", "test")})
-    config = TransferConfig(model=model_folder, dataset="memory", validation_fraction=0)
-    record = finetune(config, arguments(tmp_path / "run"), splits=splits, baselines=True)
+    config = TransferConfig(model=model_folder, dataset="memory", validation_fraction=0, baselines=True)
+    record = finetune(config, arguments(tmp_path / "run"), splits=splits)
     assert record.baselines["linear_probe"].keys() >= {"f1_macro"}
 
 

@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 
 from hf_transfer_plugin.config import TransferConfig
 from hf_transfer_plugin.hub import HubError, push_checkpoint
-from hf_transfer_plugin.recipes import finetune, finetuning
+from hf_transfer_plugin.recipes import finetune, preparing
 from tests.conftest import reviews
 from tests.test_publish import FAULTS, PUBLISHED, REPO, here, hub  # noqa: F401
 
@@ -188,7 +188,7 @@ def test_what_is_here_already_stays(here, checkpoint):  # noqa: F811
 def test_what_could_not_be_pushed_is_refused_before_training(
     tmp_path, model_folder, reviews_file, monkeypatch, config, args, message
 ):
-    monkeypatch.setattr(finetuning, "load_splits", lambda config: pytest.fail("it was loaded"))
+    monkeypatch.setattr(preparing, "load_splits", lambda config: pytest.fail("it was loaded"))
     with pytest.raises(ValueError, match=message):
         finetune(
             TransferConfig(model=model_folder, dataset=reviews_file, **config),

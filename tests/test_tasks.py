@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter
-from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -11,8 +10,11 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from sklearn import metrics as sklearn_metrics
 
 from hf_transfer_plugin.config import TransferConfig
-from hf_transfer_plugin.tasks import TASKS, TaskData, load_splits
-from hf_transfer_plugin.tasks.classification import LABEL_COLUMNS, PAIR_COLUMNS, TEXT_COLUMNS
+from hf_transfer_plugin.metrics import calibration
+from hf_transfer_plugin.tasks import TASKS, Outcome, TaskData, load_splits
+from hf_transfer_plugin.tasks.class_report import macro_f1
+from hf_transfer_plugin.tasks.classification import PAIR_COLUMNS
+from hf_transfer_plugin.tasks.columns import LABEL_COLUMNS, TEXT_COLUMNS
 from tests.conftest import reviews
 
 TASK = TASKS["text-classification"]
@@ -539,7 +541,7 @@ def test_only_longer_rows_are_truncated_and_counted(tokenizer):
     rows = Dataset.from_dict({"text": texts, "label": [0, 1, 0, 1]})
     data = TaskData(DatasetDict({"train": rows, "test": rows.select([2, 3])}), {}, SINGLE, ("a", "b"))
     for length, count in ((8, 0), (7, 2), (6, 2), (5, 3), (4, 3), (3, 4)):  # 6, 4, 8, 3 tokens, and the last two again
-        encoded, truncated = TASK.encode(data, tokenizer, length)
+        encoded, truncated = TASK.encode(data, tokenizer, length, None)
         assert truncated == count
         assert max(len(ids) for ids in encoded["train"]["input_ids"]) <= length
     assert list(encoded["test"]["labels"]) == [0, 1]
@@ -553,20 +555,20 @@ def test_pairs_are_encoded_together_and_counted_once(tokenizer):
         "label": [0, 1],
     })
     data = TaskData(DatasetDict({"train": rows}), {}, SINGLE, ("a", "b"))
-    encoded, truncated = TASK.encode(data, tokenizer, 8)
+    encoded, truncated = TASK.encode(data, tokenizer, 8, None)
     assert truncated == 1
     assert list(encoded["train"]["input_ids"][1]) == tokenizer("a fine warm film", "cold")["input_ids"]
 
 
 def test_batches_are_padded(tokenizer):
     data = in_order([0, 1])
-    encoded, _ = TASK.encode(data, tokenizer, 8)
+    encoded, _ = TASK.encode(data, tokenizer, 8, None)
     longer = {
         **encoded["train"][0],
         "input_ids": [2, 5, 6, 7, 3],
         "attention_mask": [1] * 5,
     }
-    batch = TASK.collator(tokenizer)([longer, encoded["train"][1]])
+    batch = TASK.collator(tokenizer, data)([longer, encoded["train"][1]])
     assert batch["input_ids"].shape == (2, 5)
     assert batch["input_ids"][1, -1] == tokenizer.pad_token_id
     assert batch["labels"].tolist() == [0, 1]
@@ -582,13 +584,20 @@ def task_data(problem_type, names=(), train=(), test=()):
     return TaskData(DatasetDict(splits), {}, problem_type, names)
 
 
+def outcome(predictions, labels, texts=None):
+    """What a model gave for rows of such labels."""
+    texts = texts or [f"row {i}" for i in range(len(labels))]
+    rows = Dataset.from_dict({"text": texts, "label": np.asarray(labels).tolist()})
+    return Outcome(rows, rows, predictions)
+
+
 LOGITS = np.array([[2.0, 1.0, 0.0], [0.0, 3.0, 1.0], [5.0, 1.0, 0.0], [0.0, 2.0, 1.0]])  # answers 0, 1, 0, 1
 TRUE = np.array([0, 1, 1, 1])
 
 
 def test_metrics_of_classes_by_hand():
     data = task_data(SINGLE, ("a", "b", "c"))
-    found = TASK.compute_metrics(data)(SimpleNamespace(predictions=LOGITS, label_ids=TRUE))
+    found = TASK.metrics(data, outcome(LOGITS, TRUE))
     # Class a: precision 1/2, recall 1, F1 2/3. Class b: 1, 2/3, 4/5. Class c: all 0.
     assert found == pytest.approx({
         "accuracy": 3 / 4,
@@ -600,12 +609,12 @@ def test_metrics_of_classes_by_hand():
 
 def test_metrics_take_the_first_of_several_outputs():
     data = task_data(SINGLE, ("a", "b", "c"))
-    found = TASK.compute_metrics(data)(SimpleNamespace(predictions=(LOGITS, np.zeros((4, 9))), label_ids=TRUE))
+    found = TASK.metrics(data, outcome((LOGITS, np.zeros((4, 9))), TRUE))
     assert found["accuracy"] == 3 / 4
 
 
 def test_report_of_classes_by_hand():
-    found = TASK.report(task_data(SINGLE, ("a", "b", "c")), LOGITS, TRUE)
+    found = TASK.report(task_data(SINGLE, ("a", "b", "c")), outcome(LOGITS, TRUE), 4)
     assert found["confusion_matrix"] == [[1, 0, 0], [1, 2, 0], [0, 0, 0]]
     assert found["per_class"]["a"] == pytest.approx({"precision": 1 / 2, "recall": 1.0, "f1": 2 / 3, "support": 1})
     assert found["per_class"]["b"] == pytest.approx({"precision": 1.0, "recall": 2 / 3, "f1": 4 / 5, "support": 3})
@@ -616,44 +625,117 @@ def test_metrics_and_report_of_several_classes_by_hand():
     data = task_data(MULTI, ("a", "b"))
     logits = np.array([[1.0, -1.0], [2.0, 0.5], [-1.0, -2.0], [0.1, -0.1]])  # 10, 11, 00, 10
     true = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
-    found = TASK.compute_metrics(data)(SimpleNamespace(predictions=logits, label_ids=true))
+    found = TASK.metrics(data, outcome(logits, true))
     assert found == pytest.approx({
         "accuracy": 1 / 4,
         "precision_macro": (2 / 3 + 0) / 2,
         "recall_macro": (1 + 0) / 2,
         "f1_macro": (4 / 5 + 0) / 2,
     })
-    report = TASK.report(data, logits, true)
-    assert report.keys() == {"per_class"}
+    report = TASK.report(data, outcome(logits, true), 4)
+    assert report.keys() == {"per_class", "calibration", "intervals", "errors"}
     assert report["per_class"]["a"] == pytest.approx({"precision": 2 / 3, "recall": 1.0, "f1": 4 / 5, "support": 2})
     assert report["per_class"]["b"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 1}
 
 
 def test_metrics_of_a_regression_by_hand():
     data = task_data(REGRESSION)
-    given = SimpleNamespace(predictions=np.array([[1.0], [3.0]]), label_ids=np.array([1.0, 2.0]))
-    found = TASK.compute_metrics(data)(given)
+    given = outcome(np.array([[1.0], [3.0]]), np.array([1.0, 2.0]))
+    found = TASK.metrics(data, given)
     assert found == pytest.approx({"mse": 0.5, "mae": 0.5, "r2": -1.0, "pearson": 1.0})
-    assert TASK.report(data, given.predictions, given.label_ids) == {}
+    report = TASK.report(data, given, 4)
+    assert report.keys() == {"intervals", "errors"}
+    assert report["errors"] == [{"text": "row 1", "label": 2.0, "prediction": 3.0, "score": 1.0}]
+    low, high = report["intervals"]["mse"]
+    assert (low, high) == (0.0, 1.0)
+
+
+def test_the_most_confident_errors_come_first():
+    data = task_data(SINGLE, ("a", "b", "c"))
+    logits = np.array([[9.0, 0.0, 0.0], [0.0, 2.0, 0.0], [3.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    texts = ["one", "two " * 200, "three", "four"]
+    errors = TASK.report(data, outcome(logits, [1, 0, 0, 2], texts), 4)["errors"]
+    assert [row["text"][:3] for row in errors] == ["one", "two"]
+    assert len(errors[1]["text"]) <= 300
+    assert errors[1]["text"].endswith("…")
+    assert errors[0]["label"] == "b"
+    assert errors[0]["prediction"] == "a"
+    assert errors[0]["score"] == pytest.approx(np.exp(9) / (np.exp(9) + 2))
+    assert TASK.report(data, outcome(logits, [1, 0, 0, 2]), 1)["errors"][0]["text"] == "row 0"
+    assert TASK.report(data, outcome(logits, [1, 0, 0, 2]), 0)["errors"] == []
+
+
+def test_an_error_of_several_classes_is_as_sure_as_its_wrongest_decision():
+    data = task_data(MULTI, ("a", "b"))
+    logits = np.array([[4.0, 1.0], [-3.0, 5.0], [2.0, -9.0]])
+    (first, second) = TASK.report(data, outcome(logits, [[0.0, 1.0], [1.0, 1.0], [1.0, 0.0]]), 4)["errors"]
+    assert first == {"text": "row 0", "label": ["b"], "prediction": ["a", "b"], "score": pytest.approx(0.98201, 1e-4)}
+    assert second["score"] == pytest.approx(0.95257, 1e-4)
+
+
+def test_calibration_and_interval_of_classes():
+    data = task_data(SINGLE, ("a", "b", "c"))
+    found = TASK.report(data, outcome(LOGITS, TRUE), 4)
+    sure = np.exp(LOGITS).max(1) / np.exp(LOGITS).sum(1)
+    right = np.array([True, True, False, True])
+    assert found["calibration"] == calibration(sure, right)
+    low, high = found["intervals"]["accuracy"]
+    assert low < 3 / 4 < high <= 1
+
+
+def test_macro_f1_of_counts_is_that_of_the_metric():
+    generator = np.random.default_rng(0)
+    answers, labels = generator.integers(0, 2, (2, 50, 4))
+    expected = sklearn_metrics.f1_score(labels, answers, average="macro", zero_division=0)
+    assert macro_f1(answers, labels) == pytest.approx(expected)
+
+
+def test_answers_of_every_problem_type():
+    single = TASK.answers(task_data(SINGLE, ("a", "b", "c")), outcome(LOGITS, TRUE))
+    chances = np.exp(LOGITS[0]) / np.exp(LOGITS[0]).sum()
+    assert single[0] == {
+        "prediction": "a",
+        "score": pytest.approx(chances[0]),
+        "probabilities": pytest.approx(dict(zip("abc", chances, strict=True))),
+    }
+    (several,) = TASK.answers(task_data(MULTI, ("a", "b")), outcome(np.array([[1.0, -1.0]]), [[0.0, 1.0]]))
+    assert several == {
+        "prediction": ["a"],
+        "probabilities": pytest.approx({"a": 1 / (1 + np.exp(-1)), "b": 1 / (1 + np.exp(1))}),
+    }
+    (value,) = TASK.answers(task_data(REGRESSION), outcome(np.array([[1.5]]), [0.0]))
+    assert value == {"prediction": 1.5}
+
+
+def test_rows_without_labels_are_read_for_a_trained_model():
+    rows = DatasetDict({"test": Dataset.from_dict({"text": ["one", "two"]})})
+    found = TASK.read_again(rows, config(class_names=["a", "b"], problem_type=SINGLE), False)
+    assert found.splits["test"].column_names == ["text"]
+    assert found.class_names == ("a", "b")
+    with pytest.raises(ValueError, match="The label column must be in the data"):
+        TASK.read_again(rows, config(class_names=["a", "b"], problem_type=SINGLE), True)
 
 
 def test_majority_of_classes():
     data = task_data(SINGLE, ("a", "b", "c"), train=[2, 2, 2, 0, 1], test=[2, 0, 0, 0])
-    found = TASK.majority(data, "test")
+    name, found = TASK.baseline(data, "test")
+    assert name == "majority"
     assert found["accuracy"] == 1 / 4
     assert found["f1_macro"] == pytest.approx((2 * 1 / 4 / (1 / 4 + 1)) / 3)
 
 
 def test_majority_of_several_classes():
     data = task_data(MULTI, ("a", "b"), train=[[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], test=[[1.0, 0.0], [1.0, 1.0]])
-    found = TASK.majority(data, "test")
+    name, found = TASK.baseline(data, "test")
+    assert name == "majority"
     assert found["accuracy"] == 1 / 2
     assert found["recall_macro"] == pytest.approx((1 + 0) / 2)
 
 
 def test_majority_of_numbers_is_the_mean_of_train():
     data = task_data(REGRESSION, train=[1.0, 3.0], test=[2.0, 6.0])
-    found = TASK.majority(data, "test")
+    name, found = TASK.baseline(data, "test")
+    assert name == "majority"
     assert found["mse"] == pytest.approx(sklearn_metrics.mean_squared_error([2.0, 6.0], [2.0, 2.0]))
     assert found["mae"] == 2.0
 
@@ -671,7 +753,7 @@ def test_deciding_metric(problem_type, expected):
 
 def read_known(labels, names, problem_type=SINGLE, feature=None):
     rows = DatasetDict({"test": labelled(labels, feature)})
-    found = TASK.read_labelled(rows, config(class_names=names, problem_type=problem_type))
+    found = TASK.read_again(rows, config(class_names=names, problem_type=problem_type), True)
     assert found.class_names == tuple(names or ())
     return [np.asarray(label).tolist() for label in found.splits["test"]["label"]]
 

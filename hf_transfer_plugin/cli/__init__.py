@@ -17,6 +17,7 @@ COMMANDS = {
     "plan": "Show what a strategy trains when, and what it costs, before training.",
     "train": "Fine-tune a model on your data.",
     "evaluate": "Measure a trained run on other data.",
+    "predict": "Write what a trained run answers to new rows.",
     "card": "Render the model card of a run again.",
     "push": "Push a run, and perhaps its demo, to the Hub.",
     "demo": "Try the model of a run on a page in your browser.",

@@ -2,8 +2,11 @@
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
-from hf_transfer_plugin.cli.parsing import parser_for, quieten, table
+from hf_transfer_plugin.cli.parsing import add_columns, given_columns, parser_for, quieten, table
+
+SHORT = 100
 
 
 def run(argv: Sequence[str]) -> int:
@@ -25,25 +28,41 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("run", help="run folder")
     parser.add_argument("--dataset", required=True, help="Hub id, file or folder")
     parser.add_argument("--split", help="split to measure on (default: test, or the only one)")
-    parser.add_argument("--text_column", help="column of the text")
-    parser.add_argument("--text_pair_column", help="column of the second text")
-    parser.add_argument("--label_column", help="column of the label")
+    parser.add_argument("--batch_size", type=int, help="rows at a time")
+    add_columns(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(argv)
     from hf_transfer_plugin.recipes import evaluate_run
 
     quieten()
-
-    names = ("dataset", "split", "text_column", "text_pair_column", "label_column")
-    found = evaluate_run(options.run, **{name: getattr(options, name) for name in names})
+    found = evaluate_run(
+        options.run, options.dataset, split=options.split, batch_size=options.batch_size, **given_columns(options)
+    )
     if options.json:
         print(json.dumps(found, indent=2))
         return 0
-    print(
-        f"\n{table([('metric', 'value'), *found['metrics'].items()])}\n\non {found['rows']:,} rows ({found['split']})."
-    )
-    if "per_class" in found:
-        head = ("class", "precision", "recall", "F1", "rows")
-        rows = [(n, v["precision"], v["recall"], v["f1"], v["support"]) for n, v in found["per_class"].items()]
-        print(f"\n{table([head, *rows])}")
+    _print(found)
     return 0
+
+
+def _print(found: dict[str, Any]) -> None:
+    intervals = {name: f"{low:.3f} to {high:.3f}" for name, (low, high) in found.get("intervals", {}).items()}
+    rows = [(name, value, intervals.get(name, "")) for name, value in found["metrics"].items()]
+    print(f"\n{table([('metric', 'value', '95% interval' if intervals else ''), *rows])}")
+    print(f"\non {found['rows']:,} rows ({found['split']}).")
+    if found.get("per_class"):
+        head = ("class", "precision", "recall", "F1", "rows")
+        lines = [(n, v["precision"], v["recall"], v["f1"], v["support"]) for n, v in found["per_class"].items()]
+        print(f"\n{table([head, *lines])}")
+    if found.get("calibration"):
+        print(f"\nExpected calibration error: {found['calibration']['ece']:.3f}.")
+    for title, name in (("Most confident errors", "errors"), ("Samples", "samples")):
+        if found.get(name):
+            print(f"\n{title}:")
+            for row in found[name]:
+                print("  " + ", ".join(f"{k}: {_short(v)}" for k, v in row.items()))
+
+
+def _short(value: Any) -> str:
+    text = f"{value:.3f}" if isinstance(value, float) else " ".join(str(value).split())
+    return text if len(text) <= SHORT else text[: SHORT - 1] + "…"

@@ -43,6 +43,42 @@ def parser_for(command: str, description: str, example: str) -> OneLineParser:
     )
 
 
+ROLES = {
+    "text": "column of the text, or of the words",
+    "text_pair": "column of the second text",
+    "label": "column of the label, or of the words' tags",
+    "target": "column of the summary, translation or answer",
+    "question": "column of the question",
+    "context": "column of the text that holds the answer",
+    "answers": "column of the answers",
+    "messages": "column of conversations",
+}
+
+
+def add_columns(parser: argparse.ArgumentParser) -> None:
+    """
+    Adds the flags that name columns; without them the columns are those of the training, or guessed.
+
+    Args:
+        parser (`argparse.ArgumentParser`):
+            The parser.
+    """
+    for role, text in ROLES.items():
+        parser.add_argument(f"--{role}_column", help=text)
+
+
+def given_columns(options: argparse.Namespace) -> dict[str, Any]:
+    """
+    Args:
+        options (`argparse.Namespace`):
+            Of a parser with the flags of [`add_columns`].
+
+    Returns:
+        `dict[str, str]`: The columns, `None` where they are not given.
+    """
+    return {f"{role}_column": getattr(options, f"{role}_column") for role in ROLES}
+
+
 def quieten() -> None:
     """Keeps Transformers' notes on newly made heads and the like off the screen; errors stay."""
     from transformers.utils import logging

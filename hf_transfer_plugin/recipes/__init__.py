@@ -5,7 +5,7 @@ from hf_transfer_plugin.recipes.defaults import (
     DEFAULT_STRATEGY,
     build_strategy,
 )
-from hf_transfer_plugin.recipes.evaluation import evaluate_run
+from hf_transfer_plugin.recipes.evaluation import evaluate_run, predict_run
 from hf_transfer_plugin.recipes.finetuning import finetune
 from hf_transfer_plugin.recipes.pretrained import sketch_model
 from hf_transfer_plugin.recipes.quickstart import FULL_ROWS, run_quickstart
@@ -17,6 +17,7 @@ __all__ = [
     "build_strategy",
     "evaluate_run",
     "finetune",
+    "predict_run",
     "run_quickstart",
     "sketch_model",
 ]

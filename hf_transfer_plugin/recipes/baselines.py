@@ -1,38 +1,84 @@
-"""What fine-tuning must beat: the commonest answer, and a linear head solved on frozen features."""
+"""What fine-tuning must beat: an answer without a model, a linear head on frozen features, the model as it came."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
-from transformers import EvalPrediction
+import numpy as np
+import torch
+from transformers import Trainer
 
 from hf_transfer_plugin.features import extract_features, solve_linear_head
+from hf_transfer_plugin.recipes.measuring import Measuring, measure
+from hf_transfer_plugin.tasks import Outcome
+
+TOKEN_REGULARIZATION = 0.01
 
 
 def measure_baselines(prepared: Any, split: str) -> dict[str, dict[str, float]]:
     """
-    Measures both baselines with the untouched pretrained model.
+    Measures the baselines of the task, with the untouched pretrained model.
 
     Args:
         prepared (`Prepared`):
-            Model and data.
+            Model and data; `config.baselines` asks for those that need the model.
         split (`str`):
             Split to measure on.
 
     Returns:
-        `dict[str, dict[str, float]]`: Metrics and `seconds` of `majority` and `linear_probe`.
+        `dict[str, dict[str, float]]`: Metrics and `seconds` of each, by name.
     """
-    data, task = prepared.data, prepared.task
     started = time.perf_counter()
-    found = {"majority": {**task.majority(data, split), "seconds": time.perf_counter() - started}}
-    started = time.perf_counter()
-    collate = task.collator(prepared.processor)
-    features, labels = extract_features(
-        prepared.model, prepared.encoded["train"], collate, progress="Frozen features of train"
-    )
-    head = solve_linear_head(features, labels, problem_type=data.problem_type, outputs=data.outputs)
-    features, labels = extract_features(
-        prepared.model, prepared.encoded[split], collate, progress=f"Frozen features of {split}"
-    )
-    metrics = task.compute_metrics(data)(EvalPrediction(predictions=head.logits(features), label_ids=labels))
-    found["linear_probe"] = {**metrics, "seconds": time.perf_counter() - started}
+    name, metrics = prepared.task.baseline(prepared.data, split)
+    found = {name: {**metrics, "seconds": time.perf_counter() - started}}
+    if not prepared.config.baselines:
+        return found
+    possible = {"linear_probe": prepared.task.probe, "pretrained": prepared.task.pretrained_head}
+    for name, measured in (("linear_probe", _probe), ("pretrained", _pretrained)):
+        if possible[name]:
+            started = time.perf_counter()
+            found[name] = {**measured(prepared, split), "seconds": time.perf_counter() - started}
     return found
+
+
+def _probe(prepared: Any, split: str) -> dict[str, float]:
+    """A linear layer solved on the frozen features of train; for tokens with a fixed penalty, as they are many."""
+    data, task = prepared.data, prepared.task
+    collate = task.collator(prepared.processor, data)
+    encoded = {s: rows.remove_columns("length") for s, rows in prepared.encoded.items() if s in ("train", split)}
+    found = {
+        s: extract_features(prepared.model, rows, collate, progress=f"Frozen features of {s}")
+        for s, rows in encoded.items()
+    }
+    penalty = None if data.problem_type else TOKEN_REGULARIZATION
+    kind = data.problem_type or "single_label_classification"
+    head = solve_linear_head(*found["train"], problem_type=kind, outputs=data.outputs, regularization=penalty)
+    logits = head.logits(found[split][0])
+    predictions = logits if data.problem_type else _by_token(logits, encoded[split]["labels"])
+    return task.metrics(data, Outcome(data.splits[split], encoded[split], predictions))
+
+
+def _by_token(logits: np.ndarray, labels: Sequence[Sequence[int]]) -> np.ndarray:
+    """Class and probability at each labelled token, as `Task.reduce` leaves them: `(rows, tokens, 2)`."""
+    wanted = np.full((len(labels), max(map(len, labels))), -100)
+    for row, values in zip(wanted, labels, strict=True):
+        row[: len(values)] = values
+    raised = np.exp(logits - logits.max(-1, keepdims=True))
+    found = np.full((*wanted.shape, 2), -100.0)
+    found[wanted != -100] = np.stack([logits.argmax(-1), raised.max(-1) / raised.sum(-1)], -1)
+    return found
+
+
+def _pretrained(prepared: Any, split: str) -> dict[str, float]:
+    """The model with the head that it came with, before any training."""
+    task, args = prepared.task, prepared.args
+    with torch.random.fork_rng():
+        trainer = Trainer(
+            model=prepared.model,
+            args=args,
+            processing_class=prepared.processor,
+            data_collator=task.collator(prepared.processor, prepared.data),
+            preprocess_logits_for_metrics=task.reduce,
+        )
+        measuring = Measuring(trainer, task, prepared.data, split, prepared.encoded[split], writes=task.measures_texts)
+        return measure(trainer, measuring, split)[0]

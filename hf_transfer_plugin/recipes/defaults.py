@@ -10,8 +10,10 @@ from hf_transfer_plugin.config import LEARNING_RATE_NAMES, STRATEGY_NAMES, Trans
 from hf_transfer_plugin.freezing import POLICIES
 from hf_transfer_plugin.learning_rates import LEARNING_RATES
 from hf_transfer_plugin.schedules import SCHEDULES
+from hf_transfer_plugin.tasks import TASKS, Task
 
-DEFAULT_STRATEGY: dict[str, Any] = {"name": "lp-ft", "frozen": 1}
+TEXT_CLASSIFICATION = TASKS["text-classification"]
+DEFAULT_STRATEGY = TEXT_CLASSIFICATION.strategy
 DEFAULT_ARGUMENTS: dict[str, Any] = {
     "learning_rate": 1e-4,
     "warmup_steps": 0.1,
@@ -28,7 +30,9 @@ DEFAULT_ARGUMENTS: dict[str, Any] = {
 }
 
 
-def with_defaults(args: TrainingArguments, explicit: Collection[str] = ()) -> TrainingArguments:
+def with_defaults(
+    args: TrainingArguments, explicit: Collection[str] = (), task: Task = TEXT_CLASSIFICATION
+) -> TrainingArguments:
     """
     Puts the measured defaults in the place of Trainer's own.
 
@@ -37,6 +41,8 @@ def with_defaults(args: TrainingArguments, explicit: Collection[str] = ()) -> Tr
             The arguments; fields that differ from Trainer's defaults are kept.
         explicit (`Collection[str]`, *optional*):
             Fields to keep although they equal Trainer's default, because somebody typed them.
+        task (`Task`, *optional*):
+            May have defaults of its own.
 
     Returns:
         `TrainingArguments`: A copy.
@@ -44,8 +50,8 @@ def with_defaults(args: TrainingArguments, explicit: Collection[str] = ()) -> Tr
     own = {f.name: f.default for f in dataclasses.fields(args) if f.init}
     changes = {
         name: value
-        for name, value in DEFAULT_ARGUMENTS.items()
-        if name not in explicit and getattr(args, name) == own.get(name)
+        for name, value in {**DEFAULT_ARGUMENTS, **task.arguments}.items()
+        if name not in explicit and getattr(args, name) in (own.get(name), DEFAULT_ARGUMENTS.get(name))
     }
     if args.load_best_model_at_end and args.save_strategy != "best":
         # Trainer wants the two alike, and keeps only what it has evaluated.
@@ -53,13 +59,15 @@ def with_defaults(args: TrainingArguments, explicit: Collection[str] = ()) -> Tr
     return dataclasses.replace(args, **changes)
 
 
-def build_strategy(config: TransferConfig) -> tuple[Any, Any]:
+def build_strategy(config: TransferConfig, task: Task = TEXT_CLASSIFICATION) -> tuple[Any, Any]:
     """
     Builds what a configuration only names.
 
     Args:
         config (`TransferConfig`):
             The configuration.
+        task (`Task`, *optional*):
+            Its strategy is taken where none is named.
 
     Returns:
         `tuple`: The policy or schedule, and the learning rates (`None`, the same for all groups, where none are
@@ -68,7 +76,7 @@ def build_strategy(config: TransferConfig) -> tuple[Any, Any]:
     Raises:
         ValueError: If a field is unknown or out of range.
     """
-    spec = parse_spec(config.strategy or DEFAULT_STRATEGY, STRATEGY_NAMES, "strategy")
+    spec = parse_spec(config.strategy or task.strategy, STRATEGY_NAMES, "strategy")
     makers = {**POLICIES, **SCHEDULES}
     given = config.learning_rates
     rates = None if given is None else parse_spec(given, LEARNING_RATE_NAMES, "learning_rates")

@@ -1,7 +1,10 @@
-"""Measures a finished run on other data."""
+"""Measures a finished run on other data, and lets it answer rows without labels."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+import csv
+import io
+import json
+from collections.abc import Iterable
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +12,13 @@ from datasets import DatasetDict
 from transformers import Trainer, TrainingArguments
 
 from hf_transfer_plugin.config import TransferConfig
+from hf_transfer_plugin.recipes.measuring import Measuring, measure
+from hf_transfer_plugin.recipes.preparing import encode_rows, set_up
 from hf_transfer_plugin.recipes.pretrained import load_model, load_processor, readable_length
-from hf_transfer_plugin.record import TransferRecord
-from hf_transfer_plugin.tasks import TASKS, load_splits
+from hf_transfer_plugin.record import TransferRecord, write_atomically
+from hf_transfer_plugin.tasks import TASKS, Outcome, TaskData, load_splits
+
+FORMATS = (".jsonl", ".csv")
 
 
 def evaluate_run(
@@ -19,10 +26,9 @@ def evaluate_run(
     dataset: str,
     *,
     split: str | None = None,
-    text_column: str | None = None,
-    text_pair_column: str | None = None,
-    label_column: str | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
+    errors: int = 4,
+    **columns: Any,
 ) -> dict[str, Any]:
     """
     Measures the model of a run on a labelled dataset, without training.
@@ -34,77 +40,172 @@ def evaluate_run(
             As in [`TransferConfig`].
         split (`str`, *optional*):
             Split to measure on; the test split where there is one, else the only or first one.
-        text_column (`str`, *optional*):
-            Column of the text; as in training, or guessed, without it.
-        text_pair_column (`str`, *optional*):
-            Column of the second text.
-        label_column (`str`, *optional*):
-            Column of the label.
-        batch_size (`int`, *optional*, defaults to 64):
-            Rows at a time.
+        batch_size (`int`, *optional*):
+            Rows at a time; 64, or what the task takes where its outputs are large.
+        errors (`int`, *optional*, defaults to 4):
+            Most confident errors, or samples of what the model wrote, at most.
+        **columns (`str`, *optional*):
+            `text_column="..."` and so on, as in [`TransferConfig`]; as in training, or guessed, without them.
 
     Returns:
-        `dict[str, Any]`: `rows`, `split`, `metrics`, and `per_class` and `confusion_matrix` for classes.
+        `dict[str, Any]`: `rows`, `split`, `metrics`, and what the task tells besides: `per_class`,
+        `confusion_matrix`, `calibration`, `intervals`, `errors`, `samples`.
 
     Raises:
         ValueError: If run or data are missing or do not fit together.
     """
+    data, chosen, metrics, outcome = _predict(run, dataset, split, columns, batch_size, labelled=True)
+    told = TASKS[TransferRecord.load(run).task].report(data, outcome, errors)
+    return {"rows": len(outcome.rows), "split": split or chosen, "metrics": metrics, **told}
+
+
+def predict_run(
+    run: str | Path,
+    file: str | Path,
+    output: str | Path,
+    *,
+    split: str | None = None,
+    batch_size: int | None = None,
+    **columns: Any,
+) -> int:
+    """
+    Lets the model of a run answer every row of a file, and writes the answers.
+
+    Args:
+        run (`str` or `Path`):
+            A run folder.
+        file (`str` or `Path`):
+            Rows without labels, as `dataset` in [`TransferConfig`].
+        output (`str` or `Path`):
+            File to write, `.jsonl` or `.csv`: the given columns and the answer's, with probabilities where there are.
+        split (`str`, *optional*):
+            Split to answer, where there are several.
+        batch_size (`int`, *optional*):
+            Rows at a time.
+        **columns (`str`, *optional*):
+            As in [`evaluate_run`].
+
+    Returns:
+        `int`: The number of rows.
+
+    Raises:
+        ValueError: If run or data are missing or do not fit together, or `output` exists or has another suffix.
+
+    Example:
+    ```python
+    >>> predict_run("my-run", "new_reviews.csv", "predictions.jsonl")
+    ```
+    """
+    output = Path(output)
+    if output.suffix.lower() not in FORMATS:
+        raise ValueError(f"`output` must end in {' or '.join(FORMATS)}, but got {output.name!r}.")
+    if output.exists():
+        raise ValueError(f"`output` must be a new file, but {str(output)!r} exists. Delete it or name another.")
+    data, _, _, outcome = _predict(run, str(file), split, columns, batch_size, labelled=False)
+    answers = TASKS[TransferRecord.load(run).task].answers(data, outcome)
+    rows = [{**row, **answer} for row, answer in zip(outcome.rows, answers, strict=True)]
+    write_atomically(output, _as_csv(rows) if output.suffix.lower() == ".csv" else _as_lines(rows))
+    return len(rows)
+
+
+def _predict(
+    run: str | Path,
+    dataset: str,
+    split: str | None,
+    columns: dict[str, Any],
+    batch_size: int | None,
+    *,
+    labelled: bool,
+) -> tuple[TaskData, str, dict[str, float], Outcome]:
     record = TransferRecord.load(run)
     folder = Path(run) if Path(run).is_dir() else Path(run).parent
-    config = TransferConfig(
-        model=str(folder),
-        dataset=dataset,
-        task=record.task,
-        text_column=text_column,
-        text_pair_column=text_pair_column,
-        label_column=label_column,
-        class_names=record.class_names or None,
-        problem_type=record.problem_type,
-        test_split=split or "test",
+    task = TASKS[record.task]
+    data, chosen = _read(record, folder, dataset, split, columns, labelled=labelled)
+    config = TransferConfig(model=str(folder), dataset=dataset, task=record.task)
+    processor = load_processor(config)
+    model = load_model(config, task, data, processor)
+    size = batch_size or task.arguments.get("per_device_eval_batch_size", 64)
+    args = TrainingArguments(
+        output_dir=str(folder),
+        per_device_eval_batch_size=size,
+        train_sampling_strategy="group_by_length",
+        report_to="none",
+        dataloader_pin_memory=False,
     )
-    task = TASKS[config.task]
+    set_up(task, model, processor, data, args)
+    encoded, _ = encode_rows(task, data, processor, readable_length(config, processor, model), model)
+    trainer = Trainer(
+        model=model,
+        args=args,
+        data_collator=task.collator(processor, data),
+        processing_class=processor,
+        preprocess_logits_for_metrics=task.reduce,
+    )
+    writes = task.generate is not None and (task.measures_texts or not labelled)
+    measuring = Measuring(trainer, task, data, chosen, encoded[chosen], writes=writes)
+    return data, chosen, *measure(trainer, measuring, "eval")
+
+
+def _read(
+    record: TransferRecord,
+    folder: Path,
+    dataset: str,
+    split: str | None,
+    columns: dict[str, Any],
+    *,
+    labelled: bool,
+) -> tuple[TaskData, str]:
+    """The rows of one split, read as those of the training were."""
+    known = {f.name for f in fields(TransferConfig)}
+    options = {name: value for name, value in record.options.items() if name in known}
+    config = TransferConfig.from_dict({
+        "model": str(folder),
+        "dataset": dataset,
+        "task": record.task,
+        "class_names": record.class_names or None,
+        "problem_type": record.problem_type or None,
+        "test_split": split or "test",
+        **options,
+        **columns,
+    })
     loaded = load_splits(config, for_training=False)
     chosen = next((name for name in ("test", "validation", "train") if name in loaded), "")
     if not chosen or (split is not None and chosen != "test"):
         raise ValueError(f"`split` must be one of the dataset's splits, but {dataset!r} has no {split or 'test'!r}.")
-    columns = record.dataset.get("columns", {})
-    config = replace(config, **_columns_of_training(columns, config, loaded[chosen].column_names))
-    data = task.read_labelled(DatasetDict({chosen: loaded[chosen]}), config)
-    if columns and ("text_pair" in columns) != ("text_pair" in data.columns):
-        what = "pairs of texts" if "text_pair" in columns else "single texts"
+    trained = record.dataset.get("columns", {})
+    names = loaded[chosen].column_names
+    config = replace(config, **_columns_of_training(trained, config, names))
+    data = TASKS[record.task].read_again(DatasetDict({chosen: loaded[chosen]}), config, labelled)
+    if trained and ("text_pair" in trained) != ("text_pair" in data.columns):
+        what = "pairs of texts" if "text_pair" in trained else "single texts"
         raise ValueError(
             f"The run was trained on {what}, so the data must hold them too, but its columns were read as "
             f"{data.columns}. Name them with `--text_column` and `--text_pair_column`."
         )
-    processor = load_processor(config)
-    model = load_model(config, task, data, processor)
-    encoded, _ = task.encode(data, processor, readable_length(config, processor, model))
-    args = TrainingArguments(
-        output_dir=str(folder), per_device_eval_batch_size=batch_size, report_to="none", dataloader_pin_memory=False
-    )
-    trainer = Trainer(
-        model=model,
-        args=args,
-        data_collator=task.collator(processor),
-        processing_class=processor,
-        compute_metrics=task.compute_metrics(data),
-    )
-    prediction = trainer.predict(encoded[chosen], metric_key_prefix="eval")
-    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-    timing = ("_runtime", "_per_second", "_preparation_time")
-    metrics = {k.removeprefix("eval_"): float(v) for k, v in prediction.metrics.items() if not k.endswith(timing)}
-    return {
-        "rows": len(encoded[chosen]),
-        "split": split or chosen,
-        "metrics": metrics,
-        **task.report(data, logits, prediction.label_ids),
-    }
+    return data, chosen
 
 
-def _columns_of_training(columns: dict[str, str], config: TransferConfig, names: Sequence[str]) -> dict[str, Any]:
+def _columns_of_training(columns: dict[str, str], config: TransferConfig, names: Iterable[str]) -> dict[str, Any]:
     """Columns that the user does not name, where the data has those of the training."""
     return {
         f"{role}_column": column
         for role, column in columns.items()
         if getattr(config, f"{role}_column") is None and column in names
     }
+
+
+def _as_lines(rows: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+
+
+def _as_csv(rows: list[dict[str, Any]]) -> str:
+    """Lists and objects are written as JSON in their cell."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({
+            name: value if isinstance(value, (str, int, float)) else json.dumps(value, ensure_ascii=False)
+            for name, value in row.items()
+        })
+    return text.getvalue()

@@ -54,13 +54,24 @@ def load_model(config: TransferConfig, task: Task, data: TaskData, processor: An
         ValueError: If it cannot be loaded.
     """
     names = data.class_names
-    settings: dict[str, Any] = {"problem_type": data.problem_type, "num_labels": data.outputs}
+    settings: dict[str, Any] = {}
+    if data.problem_type or names:
+        settings = {"problem_type": data.problem_type or None, "num_labels": data.outputs}
     if names:
         settings |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
-    model = _load(getattr(transformers, task.auto_class), config, ignore_mismatched_sizes=True, **settings)
+    found = _load(transformers.AutoConfig, config)
+    model = _load(_auto_class(task, found, config.model), config, ignore_mismatched_sizes=True, **settings)
     if getattr(model.config, "pad_token_id", None) is None:
         model.config.pad_token_id = processor.pad_token_id
     return model
+
+
+def _auto_class(task: Task, found: Any, name: str) -> Any:
+    """The first of the task's auto classes that knows such a config."""
+    for auto in task.auto_classes:
+        if type(found) in getattr(transformers, auto)._model_mapping or auto in getattr(found, "auto_map", {}):
+            return getattr(transformers, auto)
+    raise ValueError(f"{name!r} ({type(found).__name__}) has no head for {task.name}. Choose another `model` or task.")
 
 
 def _load(auto_class: Any, config: TransferConfig, **settings: Any) -> Any:
@@ -105,7 +116,7 @@ def sketch_model(name: str, task: str | None = None, *, trust_remote_code: bool 
     settings = TransferConfig(model=name, dataset="-", trust_remote_code=trust_remote_code)
     config = _load(transformers.AutoConfig, settings)
     saved = getattr(transformers, (getattr(config, "architectures", None) or ["AutoModel"])[0], None)
-    auto = getattr(transformers, TASKS[task].auto_class) if task else saved or transformers.AutoModel
+    auto = _auto_class(TASKS[task], config, name) if task else saved or transformers.AutoModel
     build = auto.from_config if hasattr(auto, "from_config") else auto
     try:
         with torch.device("meta"):

@@ -120,6 +120,7 @@ def run_quickstart(
         class_names=["negative", "positive"],
         license="apache-2.0",
         language=["en"],
+        baselines=True,
     )
     args = TrainingArguments(output_dir=output_dir, num_train_epochs=epochs, seed=seed, report_to="none", **arguments)
     return finetune(
@@ -127,6 +128,5 @@ def run_quickstart(
         args,
         splits=splits,
         explicit=("num_train_epochs", "seed", *arguments),
-        baselines=True,
         announce=announce,
     )

@@ -12,6 +12,7 @@ import torch
 from hf_transfer_plugin.callbacks import FreezingCallback
 from hf_transfer_plugin.hub import render_card, render_schedule
 from hf_transfer_plugin.record import TransferRecord
+from hf_transfer_plugin.tasks import Outcome
 
 PACKAGES = ("hf-transfer-plugin", "torch", "transformers", "accelerate", "datasets", "evaluate", "scikit-learn")
 ARGUMENTS = (
@@ -57,6 +58,7 @@ def start_record(prepared: Any) -> TransferRecord:
         model_class=type(prepared.model).__name__,
         problem_type=data.problem_type,
         class_names=list(data.class_names),
+        options=data.options,
         dataset={
             "name": Path(config.dataset).expanduser().resolve().name if dataset_local else config.dataset,
             "local": dataset_local,
@@ -64,7 +66,7 @@ def start_record(prepared: Any) -> TransferRecord:
             "splits": {split: len(rows) for split, rows in prepared.encoded.items()},
             "validation_held_out": data.held_out,
             "columns": data.columns,
-            "truncated": prepared.truncated,
+            "truncated": prepared.overlong,
             **({"license": config.dataset_license} if config.dataset_license else {}),
         },
         license=config.license,
@@ -79,7 +81,7 @@ def start_record(prepared: Any) -> TransferRecord:
     )
 
 
-def finish_record(record: TransferRecord, prepared: Any, trainer: Any, prediction: Any, split: str) -> None:
+def finish_record(record: TransferRecord, prepared: Any, trainer: Any, outcome: Outcome, split: str) -> None:
     """
     Adds what was measured, and writes model, record, card and plot.
 
@@ -90,8 +92,8 @@ def finish_record(record: TransferRecord, prepared: Any, trainer: Any, predictio
             The parts.
         trainer (`Trainer`):
             The Trainer after training.
-        prediction (`PredictionOutput`):
-            Predictions for the split.
+        outcome (`Outcome`):
+            What the model gave for the split.
         split (`str`):
             Its name.
     """
@@ -107,16 +109,11 @@ def finish_record(record: TransferRecord, prepared: Any, trainer: Any, predictio
     ]
     record.arguments["steps"] = trainer.state.global_step
     record.metrics_split = split
-    timing = ("_runtime", "_per_second", "_preparation_time")
-    record.metrics = {
-        name.removeprefix(f"{split}_"): float(value)
-        for name, value in prediction.metrics.items()
-        if not name.endswith(timing)
-    }
-    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-    for name, value in prepared.task.report(prepared.data, logits, prediction.label_ids).items():
+    task, data, count = prepared.task, prepared.data, prepared.config.demo_examples
+    record.options = data.options
+    record.examples = task.examples(data, split, count)
+    for name, value in task.report(data, outcome, count).items():
         setattr(record, name, value)
-    record.examples = prepared.task.examples(prepared.data, split, prepared.config.demo_examples)
     trainer.save_model()
     if trainer.is_world_process_zero():
         # A pickle that may hold a token in clear; the record has what matters of it.
@@ -126,7 +123,7 @@ def finish_record(record: TransferRecord, prepared: Any, trainer: Any, predictio
 
 def write_run(record: TransferRecord, folder: Path) -> None:
     """
-    Writes record, plot and card.
+    Writes record, plots and card.
 
     Args:
         record (`TransferRecord`):

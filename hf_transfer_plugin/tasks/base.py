@@ -111,10 +111,16 @@ class Task:
             `(model, processor, data, rows, batch_size)` -> a text for each row, where the task writes.
         set_up (`Callable`, *optional*):
             `(model, processor, data)`: refuses what cannot do the task, and sets what generating needs.
+        measures_texts (`bool`, *optional*, defaults to `False`):
+            Whether the metrics need what it writes for every row; else it writes samples only.
         probe (`bool`, *optional*, defaults to `False`):
-            Whether a linear layer solved on frozen features is a baseline; else it is the model before training.
+            Whether a linear layer solved on frozen features is a baseline.
+        pretrained_head (`bool`, *optional*, defaults to `False`):
+            Whether pretrained models bring the head, so that the model before training is a baseline.
         strategy (`dict`, *optional*):
             Strategy where none is named.
+        arguments (`dict`, *optional*):
+            Training arguments where none are given and the measured defaults do not fit.
         overlong (`str`, *optional*):
             What became of rows longer than the model reads.
     """
@@ -136,6 +142,9 @@ class Task:
     reduce: Callable[[Any, Any], Any] | None = field(default=None, repr=False)
     generate: Callable[[Any, Any, TaskData, Dataset, int], list[str]] | None = field(default=None, repr=False)
     set_up: Callable[[Any, Any, TaskData], None] | None = field(default=None, repr=False)
+    measures_texts: bool = False
     probe: bool = False
+    pretrained_head: bool = False
     strategy: dict[str, Any] = field(default_factory=FULL.copy)
+    arguments: dict[str, Any] = field(default_factory=dict)
     overlong: str = "truncated"

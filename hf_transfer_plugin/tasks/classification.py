@@ -230,9 +230,9 @@ def report(data: TaskData, outcome: Outcome, count: int) -> dict[str, Any]:
     told = {"label": [_named(label, data) for label in labels], "prediction": [_named(a, data) for a in answers]}
     if data.problem_type == REGRESSION:
         distance = np.abs(answers - labels.reshape(-1))
-        interval = bootstrap_interval(lambda chosen: float(np.mean(distance[chosen] ** 2)), len(labels))
+        squared = bootstrap_interval(lambda chosen: float(np.mean(distance[chosen] ** 2)), len(labels))
         errors = confident_errors(outcome.rows, distance > 0, distance, told, count)
-        return {"intervals": {"mse": interval}, "errors": errors}
+        return {"intervals": {"mse": squared}, "errors": errors}
     found = class_figures(answers, labels, data.class_names)
     chances = probabilities(logits, data.problem_type)
     if data.problem_type == MULTI:

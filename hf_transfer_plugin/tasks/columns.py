@@ -45,11 +45,11 @@ def choose_columns(
         ValueError: If a column is missing.
     """
     names = next(iter(splits.values())).column_names
-    columns = {}
+    columns: dict[str, str] = {}
     for role, names_of_role in guesses.items():
         given = getattr(config, f"{role}_column")
         found = given if given is not None else next((guess for guess in names_of_role if guess in names), None)
-        if found in names:
+        if found is not None and found in names:
             columns[role] = found
         elif given is not None or role not in optional:
             asked = f"{given!r}" if given is not None else f"one of {', '.join(names_of_role)}"

@@ -1,0 +1,239 @@
+"""Everything that is loaded and checked before training."""
+
+import logging
+from collections.abc import Collection
+from dataclasses import dataclass, fields
+from typing import Any
+
+from datasets import DatasetDict
+from torch import nn
+from transformers import TrainingArguments, set_seed
+
+from hf_transfer_plugin.callbacks.freezing import require_evaluation
+from hf_transfer_plugin.callbacks.ranks import in_turn, together
+from hf_transfer_plugin.config import ConfigError, TransferConfig, gather
+from hf_transfer_plugin.freezing import ever_learning_names
+from hf_transfer_plugin.layers import LayerGroups, discover_layer_groups
+from hf_transfer_plugin.recipes.checks import check_folder, check_processes, check_stopping, without_validation
+from hf_transfer_plugin.recipes.defaults import build_strategy, with_defaults
+from hf_transfer_plugin.recipes.pretrained import load_model, load_processor, readable_length
+from hf_transfer_plugin.recipes.sharing import check_push, pull_run
+from hf_transfer_plugin.tasks import TASKS, Task, TaskData, load_splits
+
+logger = logging.getLogger(__name__)
+OPTIONS = (
+    "class_names",
+    "problem_type",
+    "max_target_length",
+    "prompt",
+    "source_language",
+    "target_language",
+    "stride",
+    "packing",
+    "mlm_probability",
+)
+
+
+@dataclass
+class Prepared:
+    """
+    Everything that was loaded and checked before training.
+
+    Args:
+        config (`TransferConfig`): The configuration.
+        args (`TrainingArguments`): The arguments, with the measured defaults.
+        task (`Task`): The task.
+        data (`TaskData`): The checked rows.
+        encoded (`DatasetDict`): The encoded rows.
+        overlong (`int`): Rows longer than the model reads.
+        processor (`Any`): The tokenizer.
+        model (`nn.Module`): The model.
+        groups (`LayerGroups`): Its layer groups.
+        strategy (`Any`): Policy or schedule.
+        rates (`Any`): Learning rates.
+        loaded (`bool`): Whether the rows were loaded by `config.dataset`.
+    """
+
+    config: TransferConfig
+    args: TrainingArguments
+    task: Task
+    data: TaskData
+    encoded: DatasetDict
+    overlong: int
+    processor: Any
+    model: nn.Module
+    groups: LayerGroups
+    strategy: Any
+    rates: Any
+    loaded: bool = True
+
+
+def prepare(
+    config: TransferConfig,
+    args: TrainingArguments,
+    *,
+    splits: DatasetDict | None = None,
+    explicit: Collection[str] = (),
+) -> Prepared:
+    """
+    Loads and checks everything that training needs.
+
+    Args:
+        config (`TransferConfig`):
+            What to do.
+        args (`TrainingArguments`):
+            How to train.
+        splits (`DatasetDict`, *optional*):
+            See [`finetune`].
+        explicit (`Collection[str]`, *optional*):
+            See [`finetune`].
+
+    Returns:
+        `Prepared`: The parts.
+
+    Raises:
+        ValueError: For anything that is wrong.
+    """
+    task, loaded = TASKS[config.task], splits is None
+    args = with_defaults(args, explicit, task)
+    in_turn(lambda: pull_run(config, args))
+    strategy, rates = together(lambda: _check(config, args, task))
+    found = in_turn(lambda: load_splits(config)) if splits is None else splits
+    data = together(lambda: _read(config, args, task, found, explicit))
+
+    def load() -> tuple[Any, nn.Module]:
+        processor = load_processor(config)
+        set_seed(args.seed)
+        return processor, load_model(config, task, data, processor)
+
+    processor, model = in_turn(load)
+
+    def encode() -> tuple[LayerGroups, DatasetDict, int]:
+        groups = discover_layer_groups(model)
+        ever_learning_names(strategy, model, groups)
+        length = readable_length(config, processor, model)
+        if config.max_length is not None:
+            # Saved with the tokenizer, so that the model is measured and used as it was trained.
+            processor.model_max_length = length
+        set_up(task, model, processor, data, args)
+        encoded, overlong = encode_rows(task, data, processor, length, model)
+        if overlong:
+            logger.warning("%d rows are longer than %d tokens and were %s.", overlong, length, task.overlong)
+        return groups, encoded, overlong
+
+    groups, encoded, overlong = together(encode)
+    return Prepared(config, args, task, data, encoded, overlong, processor, model, groups, strategy, rates, loaded)
+
+
+def set_up(task: Task, model: Any, processor: Any, data: TaskData, args: TrainingArguments) -> None:
+    """
+    Asks the task whether model and tokenizer can do it, and sets how the model writes.
+
+    Args:
+        task (`Task`):
+            The task.
+        model (`PreTrainedModel`):
+            The model.
+        processor (`PreTrainedTokenizerBase`):
+            Its tokenizer.
+        data (`TaskData`):
+            The rows and options.
+        args (`TrainingArguments`):
+            May name beams.
+
+    Raises:
+        ValueError: If they cannot.
+    """
+    beams = getattr(args, "generation_num_beams", None)
+    if task.generate is not None and beams is not None:
+        model.generation_config.num_beams = beams
+    if task.set_up is not None:
+        task.set_up(model, processor, data)
+
+
+def encode_rows(task: Task, data: TaskData, processor: Any, length: int, model: nn.Module) -> tuple[DatasetDict, int]:
+    """
+    Encodes the rows, and adds their lengths, by which Trainer groups them.
+
+    Args:
+        task (`Task`):
+            The task.
+        data (`TaskData`):
+            The rows.
+        processor (`PreTrainedTokenizerBase`):
+            The tokenizer.
+        length (`int`):
+            Tokens at most.
+        model (`nn.Module`):
+            The model.
+
+    Returns:
+        `tuple[DatasetDict, int]`: The encoded splits and the number of overlong rows.
+    """
+    encoded, overlong = task.encode(data, processor, length, model.config)
+    for split, rows in encoded.items():
+        encoded[split] = rows.add_column("length", [len(ids) for ids in rows["input_ids"]])
+    return encoded, overlong
+
+
+def _check(config: TransferConfig, args: TrainingArguments, task: Task) -> tuple[Any, Any]:
+    """Strategy and learning rates, if nothing stands against them."""
+    gather(
+        lambda: require_used(config, task),
+        lambda: build_strategy(config, task),
+        lambda: check_processes(args),
+        lambda: check_folder(config, args),
+        lambda: check_stopping(config, args),
+        lambda: check_push(config, args),
+    )
+    strategy, rates = build_strategy(config, task)
+    require_evaluation(strategy, args)
+    return strategy, rates
+
+
+def _read(
+    config: TransferConfig, args: TrainingArguments, task: Task, splits: DatasetDict, explicit: Collection[str]
+) -> TaskData:
+    """The checked rows; arguments that depend on them are set."""
+    if "validation" not in splits and config.validation_fraction == 0:
+        without_validation(args, splits, explicit)
+    data = task.read(splits, config, args.seed)
+    replaceable = args.metric_for_best_model in (None, "loss") and "metric_for_best_model" not in explicit
+    if args.load_best_model_at_end and replaceable:
+        # Trainer puts the loss where nothing was given.
+        writes = not task.measures_texts or writes_each_time(args)
+        args.metric_for_best_model, args.greater_is_better = task.best_metric(data) if writes else ("loss", False)
+    return data
+
+
+def writes_each_time(args: TrainingArguments) -> bool:
+    """
+    Args:
+        args (`TrainingArguments`):
+            The arguments.
+
+    Returns:
+        `bool`: Whether a task that writes does so at every evaluation, not only at the end.
+    """
+    return bool(getattr(args, "predict_with_generate", False))
+
+
+def require_used(config: TransferConfig, task: Task) -> None:
+    """
+    Args:
+        config (`TransferConfig`):
+            The configuration.
+        task (`Task`):
+            The task.
+
+    Raises:
+        ConfigError: If fields were given that the task does not use.
+    """
+    used = {f"{role}_column" for role in task.roles} | set(task.options)
+    special = {f.name: f.default for f in fields(config) if f.name.endswith("_column") or f.name in OPTIONS}
+    unused = [name for name, value in special.items() if name not in used and getattr(config, name) != value]
+    if unused:
+        raise ConfigError(
+            f"`{name}` is of no use to {task.name}, which takes {', '.join(sorted(used))}. Leave it out."
+            for name in unused
+        )
