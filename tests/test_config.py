@@ -49,7 +49,7 @@ def test_all_faults_are_told_at_once():
     faulty = {
         "model": " ",
         "dataset": None,
-        "task": "translation",
+        "task": "dancing",
         "problem_type": "ranking",
         "class_names": ["a", "a"],
         "strategy": "thaw",
@@ -59,6 +59,10 @@ def test_all_faults_are_told_at_once():
         "max_length": 2.5,
         "early_stopping_patience": True,
         "trust_remote_code": "false",
+        "prompt": "Summarize:",
+        "mlm_probability": 1.0,
+        "stride": 0,
+        "max_target_length": -1,
     }
     with pytest.raises(ConfigError) as caught:
         TransferConfig(**faulty)
@@ -71,7 +75,7 @@ def test_all_faults_are_told_at_once():
     ("change", "message"),
     [
         ({"model": ""}, "`model` must be a Hub id or a path, but got ''"),
-        ({"task": "x"}, "`task` must be one of text-classification, but got 'x'"),
+        ({"task": "x"}, "`task` must be one of text-classification, .*, fill-mask, but got 'x'"),
         ({"problem_type": "x"}, "`problem_type` must be one of .*regression, but got 'x'"),
         (
             {"class_names": "positive"},
@@ -154,7 +158,7 @@ def test_unknown_and_missing_keys_are_told_together():
     with pytest.raises(ConfigError) as caught:
         TransferConfig.from_dict({"dataset": "d", "stratgy": "full", "lr": 1})
     assert len(caught.value.problems) == 3
-    assert caught.value.problems[0].startswith("Unknown key 'stratgy'; the keys are base_model_id, ")
+    assert caught.value.problems[0].startswith("Unknown key 'stratgy'; the keys are answers_column, base_model_id, ")
     assert caught.value.problems[1].startswith("Unknown key 'lr'")
     assert caught.value.problems[2] == "`model` is required but missing."
 
