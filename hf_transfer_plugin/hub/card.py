@@ -8,7 +8,16 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from hf_transfer_plugin.hub.facts import getting_started, limits, phase_rows
+from hf_transfer_plugin.hub.facts import (
+    answer_table,
+    baseline_rows,
+    calibration_words,
+    class_kind,
+    limits,
+    overlong_words,
+    phase_rows,
+)
+from hf_transfer_plugin.hub.snippets import getting_started
 from hf_transfer_plugin.record import TransferRecord, write_atomically
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -21,8 +30,36 @@ MEASURES = {
     "mae": "Mean absolute error",
     "r2": "R²",
     "pearson": "Pearson's r",
+    "entity_f1": "F1 of entities",
+    "entity_precision": "Precision of entities",
+    "entity_recall": "Recall of entities",
+    "exact_match": "Exact match",
+    "f1": "F1 of the answers' words",
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
+    "bleu": "BLEU",
+    "chrf": "chrF",
+    "perplexity": "Perplexity (lower is better)",
+    "token_accuracy": "Token accuracy",
     "loss": "Loss",
 }
+HUB_METRICS = {  # as the Hub names them, where it is otherwise
+    "precision_macro": "precision",
+    "recall_macro": "recall",
+    "f1_macro": "f1",
+    "r2": "r_squared",
+    "pearson": "pearsonr",
+    "entity_f1": "seqeval",
+    "entity_precision": "seqeval",
+    "entity_recall": "seqeval",
+    "rouge1": "rouge",
+    "rouge2": "rouge",
+    "rougeL": "rouge",
+    "token_accuracy": "accuracy",
+}
+PLOTS = ("schedule.png", "reliability.png", "confusion.png")
+SAMPLES = {"label": "wanted", "prediction": "answer"}
 _SPECIAL = re.compile(r"([\\`*_\[\]|~$])")
 
 
@@ -75,11 +112,17 @@ def render_card(
     environment.filters["text"] = escape
     environment.filters["number"] = _number
     environment.filters["fields"] = lambda spec: ", ".join(f"{k}: {v}" for k, v in spec.items() if v is not None)
-    has_plot = path is not None and (Path(path).parent / "schedule.png").is_file()
     body = environment.get_template("model_card.md").render(
         record=record,
-        measures=MEASURES,
-        has_plot=has_plot,
+        measures={name: label for name, label in MEASURES.items() if name in record.metrics and name != "loss"},
+        labels=MEASURES,
+        plots=[plot for plot in PLOTS if path is not None and (Path(path).parent / plot).is_file()],
+        baselines=baseline_rows(record),
+        kind=class_kind(record),
+        calibration=calibration_words(record),
+        errors=answer_table(record.errors, _error_columns(record)),
+        samples=answer_table(record.samples, SAMPLES),
+        overlong=overlong_words(record),
         phases=phase_rows(record),
         limits=limits(record),
         start=getting_started(record, model, adapter=adapter is not None),
@@ -96,7 +139,15 @@ def render_card(
 
 
 def _number(value: float) -> str:
-    return f"{value:.3f}" if abs(value) < 100 else f"{value:,.0f}"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.2f}"
+
+
+def _error_columns(record: TransferRecord) -> dict[str, str]:
+    """A number's score is how far off it is; a class's how sure the model was."""
+    score = "off by" if record.problem_type == "regression" else "confidence"
+    return {"label": "given label", "prediction": "answer", "score": score}
 
 
 def _metadata(record: TransferRecord) -> ModelCardData:
@@ -123,7 +174,7 @@ def _metadata(record: TransferRecord) -> ModelCardData:
         base_model=record.base_model_id,
         base_model_relation="finetune" if record.base_model_id else None,
         datasets=[record.dataset["name"]] if hub_dataset else None,
-        metrics=sorted({metric.removesuffix("_macro") for metric in known}),
+        metrics=sorted({HUB_METRICS.get(metric, metric) for metric in known}),
         tags=["hf-transfer-plugin", "transfer-learning", record.strategy.get("name", "full")],
         model_name=name if results else None,
         eval_results=results or None,

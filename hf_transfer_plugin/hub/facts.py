@@ -1,49 +1,128 @@
 """What a card says in words and tables, told from the record alone."""
 
-import json
 from typing import Any
 
 from hf_transfer_plugin.record import TransferRecord
 
 FEW_ROWS = 300
-ADAPTER_CLASSES = {"text-classification": "AutoPeftModelForSequenceClassification"}
+SHOWN = 320  # characters of a text in a table
+BASELINES = {  # name in the record -> words; also of the demo
+    "majority": "commonest answer",
+    "linear_probe": "linear probe on frozen features",
+    "pretrained": "pretrained model, not trained further",
+    "lead": "first sentence of the text",
+    "copy": "the source itself",
+    "overlap": "sentence that shares most words with the question",
+    "commonest_token": "commonest token",
+}
+OVERLONG = {
+    "question-answering": "were read in overlapping windows",
+    "packing": "were divided into blocks",
+}
+LIMITS = {
+    "question-answering": (
+        "It answers with words of the given text and nothing else: it does not reason, count or know the world. Read "
+        "the sentence around an answer before you rely on it."
+    ),
+    "summarization": (
+        "A summary can state what is not in the text, or leave out what matters: check it against the text before you "
+        "use it."
+    ),
+    "translation": (
+        "A translation can leave out, add or turn round what the text says, and reads fluently all the same. It knows "
+        "the one direction that it learned."
+    ),
+    "text-generation": "It writes what is likely, not what is true, and states both in the same tone.",
+    "fill-mask": "It guesses what fits the words around a gap, which says nothing of whether the sentence is true.",
+}
+CALIBRATED = 0.01
+ANSWERED = ("label", "prediction", "score")
 
 
-def getting_started(record: TransferRecord, model: str, *, adapter: bool) -> str:
+def baseline_rows(record: TransferRecord) -> list[tuple[str, dict[str, float]]]:
     """
-    Code that loads the model and asks it about the first example.
+    Args:
+        record (`TransferRecord`):
+            The record.
+
+    Returns:
+        `list[tuple[str, dict[str, float]]]`: What fine-tuning must beat, in words, and its metrics.
+    """
+    return [(BASELINES.get(name, name), values) for name, values in record.baselines.items()]
+
+
+def calibration_words(record: TransferRecord) -> str:
+    """
+    What the calibration error means for somebody who sees the model's confidence.
 
     Args:
         record (`TransferRecord`):
             The record.
-        model (`str`):
-            Repository or folder.
-        adapter (`bool`):
-            Whether the weights are an adapter's.
 
     Returns:
-        `str`: Python, or nothing for a task without such code.
+        `str`: Sentences, or nothing where the record has no calibration.
     """
-    if record.task != "text-classification":
+    if not record.calibration:
         return ""
-    example = record.examples[0] if record.examples else {"text": "Write your text here."}
-    asked: Any = {role: value for role, value in example.items() if role != "label"}
-    asked = asked["text"] if list(asked) == ["text"] else asked
-    ask = f"print(classify({json.dumps(asked, ensure_ascii=False)}, top_k=None))"
-    name = json.dumps(model, ensure_ascii=False)
-    if not adapter:
-        return f'from transformers import pipeline\n\nclassify = pipeline("text-classification", model={name})\n{ask}'
-    outputs, kind = len(record.class_names) or 1, ADAPTER_CLASSES[record.task]
-    # The adapter's repository has no config of the model.
-    named = ", ".join(f"{i}: {json.dumps(name, ensure_ascii=False)}" for i, name in enumerate(record.class_names))
-    labels = f", id2label={{{named}}}" if named else ""
-    return (
-        f"from peft import {kind}\nfrom transformers import AutoTokenizer, pipeline\n\n"
-        f"model = {kind}.from_pretrained({name}, num_labels={outputs}{labels})\n"
-        f"tokenizer = AutoTokenizer.from_pretrained({name})\n"
-        'classify = pipeline("text-classification", model=model, tokenizer=tokenizer)\n'
-        f"{ask}"
+    ece, bins = record.calibration["ece"], [one for one in record.calibration["bins"] if one["count"]]
+    lean = sum(one["count"] * (one["confidence"] - one["accuracy"]) for one in bins)
+    total = sum(one["count"] for one in bins)
+    found = (
+        "How far its confidence can be trusted: on average the confidence that it states and the share of right "
+        f"answers lie {100 * ece:.1f} percentage points apart (expected calibration error {ece:.3f})."
     )
+    if ece >= CALIBRATED and abs(lean) / total > ece / 2:
+        found += (
+            " It is mostly surer than it is right." if lean > 0 else " It is mostly right more often than it says."
+        )
+    return found
+
+
+def shown(value: Any, joint: str = " ") -> str:
+    """
+    A value of a row as one line of text that fits into a table.
+
+    Args:
+        value (`Any`):
+            A text, a number, a list of words or names, or a conversation.
+        joint (`str`, *optional*, defaults to a space):
+            What stands between the parts of a list.
+
+    Returns:
+        `str`: At most 320 characters.
+    """
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list):
+        parts = [f"{one['role']}: {one['content']}" if isinstance(one, dict) else str(one) for one in value]
+        value = (" / " if value and isinstance(value[0], dict) else joint).join(parts) or "none"
+    line = " ".join(str(value).split())
+    return line if len(line) <= SHOWN else f"{line[: SHOWN - 1].rstrip()}…"
+
+
+def answer_table(rows: list[dict[str, Any]], last: dict[str, str]) -> list[list[str]]:
+    """
+    Rows of the data with what the model answered, as a table.
+
+    Args:
+        rows (`list[dict[str, Any]]`):
+            `errors` or `samples` of a record.
+        last (`dict[str, str]`):
+            Columns after those of the input -> their headings.
+
+    Returns:
+        `list[list[str]]`: The headings, then a line for each row; empty without rows.
+    """
+    if not rows:
+        return []
+    roles = [role for role in dict.fromkeys(role for row in rows for role in row) if role not in ANSWERED]
+    told = [name for name in last if any(name in row for row in rows)]
+    head = [role.replace("_", " ") for role in roles] + [last[name] for name in told]
+    lines = (
+        [shown(row[name], ", " if name in ANSWERED else " ") if name in row else "" for name in (*roles, *told)]
+        for row in rows
+    )
+    return [head, *lines]
 
 
 def phase_rows(record: TransferRecord) -> list[dict[str, str]]:
@@ -108,12 +187,11 @@ def limits(record: TransferRecord) -> list[str]:
     Returns:
         `list[str]`: What the model cannot do, as far as the record tells, a sentence each; plain text.
     """
-    found = []
-    if record.class_names:
-        kind = "any of" if record.problem_type == "multi_label_classification" else "one of"
-        found.append(
-            f"It answers with {kind} its {len(record.class_names)} classes and nothing else, also where none fits."
-        )
+    found = [*_class_limits(record), *([LIMITS[record.task]] if record.task in LIMITS else [])]
+    if record.problem_type == "regression":
+        found.append("It answers with a number to every text, also where none would be right.")
+    if "perplexity" in record.metrics:
+        found.append("The perplexity depends on the tokenizer: it compares only models with the same one.")
     train = record.dataset.get("splits", {}).get("train")
     if train:
         found.append(
@@ -125,10 +203,56 @@ def limits(record: TransferRecord) -> list[str]:
     rows = record.dataset.get("splits", {}).get(record.metrics_split)
     if record.metrics and rows and rows < FEW_ROWS:
         found.append(f"It was measured on {rows:,} rows only, so the figures are uncertain.")
-    if record.per_class:
-        name, worst = min(record.per_class.items(), key=lambda item: item[1]["recall"])
-        found.append(f"It misses most often in class {name}: it finds {worst['recall']:.0%} of those rows.")
-    if record.dataset.get("truncated"):
+    worst = _worst_class(record)
+    if worst:
+        found.append(worst)
+    if record.dataset.get("truncated") and overlong_words(record).endswith("truncated"):
         found.append("It does not read the end of long texts.")
     found.append(f"Whatever {record.base_model} learned before, biases too, is still in it.")
     return found
+
+
+def overlong_words(record: TransferRecord) -> str:
+    """
+    Args:
+        record (`TransferRecord`):
+            The record.
+
+    Returns:
+        `str`: What became of rows that were longer than the model reads.
+    """
+    kind = "packing" if record.options.get("packing") else record.task
+    return OVERLONG.get(kind, "were truncated")
+
+
+def _class_limits(record: TransferRecord) -> list[str]:
+    if not record.class_names:
+        return []
+    count = len(record.class_names)
+    if record.task == "token-classification":
+        return [f"It gives every word one of its {count} tags and nothing else, also where none fits."]
+    kind = "any of" if record.problem_type == "multi_label_classification" else "one of"
+    return [f"It answers with {kind} its {count} classes and nothing else, also where none fits."]
+
+
+def class_kind(record: TransferRecord) -> tuple[str, str]:
+    """
+    Args:
+        record (`TransferRecord`):
+            The record.
+
+    Returns:
+        `tuple[str, str]`: What the figures of each class are of, and what is counted: `("class", "rows")`.
+    """
+    if record.task != "token-classification":
+        return "class", "rows"
+    return ("tag", "words") if set(record.per_class) <= set(record.class_names) else ("entity", "entities")
+
+
+def _worst_class(record: TransferRecord) -> str:
+    seen = {name: values for name, values in record.per_class.items() if values["support"]}
+    if not seen:
+        return ""
+    kind, counted = class_kind(record)
+    name, worst = min(seen.items(), key=lambda item: item[1]["recall"])
+    return f"It misses most often in {kind} {name}: it finds {worst['recall']:.0%} of those {counted}."

@@ -1,0 +1,202 @@
+"""Code for a card that loads the model and asks it about a row of the data, a few lines for each task."""
+
+import json
+from typing import Any
+
+from hf_transfer_plugin.record import TransferRecord
+
+ADAPTER_CLASSES = {
+    "AutoModelForSequenceClassification": "AutoPeftModelForSequenceClassification",
+    "AutoModelForTokenClassification": "AutoPeftModelForTokenClassification",
+    "AutoModelForQuestionAnswering": "AutoPeftModelForQuestionAnswering",
+    "AutoModelForSeq2SeqLM": "AutoPeftModelForSeq2SeqLM",
+    "AutoModelForCausalLM": "AutoPeftModelForCausalLM",
+}
+CLASSIFYING = ("AutoModelForSequenceClassification", "AutoModelForTokenClassification")
+READ = ("AutoModelForTokenClassification", "AutoModelForQuestionAnswering")  # whose outputs the snippet reads itself
+CAUSAL = ("ForCausalLM", "LMHeadModel")
+TEXT = "Write your text here."
+ASKED, BEGINNING = 1500, 160  # characters of a text that a card shows, and of a beginning to go on with
+WRITTEN = 128
+
+PIPELINE = "from transformers import pipeline\n\n{call} = pipeline({task}, model={name}{extra})\n"
+
+TAGGING = """\
+words = {text}.split()
+inputs = tokenizer(words, is_split_into_words=True, truncation=True, return_tensors="pt")
+with torch.no_grad():
+    best = model(**inputs).logits[0].argmax(-1).tolist()
+places = inputs.word_ids()
+for place, word in enumerate(places):
+    if word is not None and word != places[place - 1]:  # the first piece of a word has its tag
+        print(words[word], model.config.id2label[best[place]])"""
+
+ANSWERING = """\
+question = {question}
+context = {context}
+inputs = tokenizer(question, context, truncation="only_second", return_offsets_mapping=True, return_tensors="pt")
+offsets = inputs.pop("offset_mapping")[0].tolist()
+with torch.no_grad():
+    outputs = model(**inputs)
+outside = torch.tensor([part != 1 for part in inputs.sequence_ids()])
+start, end = (logits[0].masked_fill(outside, -1e9) for logits in (outputs.start_logits, outputs.end_logits))
+# The best span of at most 30 tokens that does not end before it starts.
+spans = torch.ones(len(start), len(end), dtype=torch.bool).triu().tril(29)
+first, last = divmod(int((start[:, None] + end).masked_fill(~spans, -1e9).argmax()), len(end))
+print(context[offsets[first][0] : offsets[last][1]])"""
+
+WRITING = """\
+text = {text}
+inputs = tokenizer({asked}, truncation=True, return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens={limit})[0], skip_special_tokens=True))"""
+
+INSTRUCTING = """\
+text = {text}
+asked = {asked}
+if write.tokenizer.chat_template:
+    asked = [{{"role": "user", "content": asked}}]
+print(write(asked, max_new_tokens={limit}, do_sample=False, return_full_text=False)[0]["generated_text"])"""
+
+
+def getting_started(record: TransferRecord, model: str, *, adapter: bool) -> str:
+    """
+    Code that loads the model and asks it about an example.
+
+    Args:
+        record (`TransferRecord`):
+            The record.
+        model (`str`):
+            Repository or folder.
+        adapter (`bool`):
+            Whether the weights are an adapter's.
+
+    Returns:
+        `str`: Python, or nothing for a task without such code.
+    """
+    made = SNIPPETS.get(record.task)
+    return made(record, _quoted(model), adapter) if made else ""
+
+
+def _quoted(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _classify(record: TransferRecord, name: str, adapter: bool) -> str:
+    example = record.examples[0] if record.examples else {"text": TEXT}
+    asked: Any = {role: value for role, value in example.items() if role != "label"}
+    asked = asked["text"] if list(asked) == ["text"] else asked
+    ask = f"print(classify({_quoted(asked)}, top_k=None))"
+    return _pipeline(record, name, adapter, "classify", "AutoModelForSequenceClassification") + ask
+
+
+def _tag(record: TransferRecord, name: str, adapter: bool) -> str:
+    text = _quoted(_example(record, "text", ASKED))
+    kind = "AutoModelForTokenClassification"
+    if not any(tag.startswith(("B-", "I-")) for tag in record.class_names):
+        return _loading(record, name, adapter, kind) + TAGGING.format(text=text)
+    # The first piece of a word has its tag, as in training.
+    start = _pipeline(record, name, adapter, "tag", kind, ', aggregation_strategy="first"')
+    return f'{start}for span in tag({text}):\n    print(span["word"], span["entity_group"], span["score"])'
+
+
+def _answer(record: TransferRecord, name: str, adapter: bool) -> str:
+    question = _quoted(_example(record, "question", ASKED))
+    context = _quoted(_example(record, "context", ASKED))
+    start = _loading(record, name, adapter, "AutoModelForQuestionAnswering")
+    return start + ANSWERING.format(question=question, context=context)
+
+
+def _write(record: TransferRecord, name: str, adapter: bool) -> str:
+    """A summary or a translation, by a model of either kind."""
+    text = _quoted(_example(record, "text", ASKED))
+    prompt = record.options.get("prompt")
+    asked = f'{_quoted(prompt)}.replace("{{text}}", text)' if prompt else "text"
+    limit = int(record.options.get("max_target_length") or WRITTEN)
+    if record.model_class.endswith(CAUSAL):
+        start = _pipeline(record, name, adapter, "write", "AutoModelForCausalLM")
+        return start + INSTRUCTING.format(text=text, asked=asked, limit=limit)
+    start = _loading(record, name, adapter, "AutoModelForSeq2SeqLM")
+    return start + WRITING.format(text=text, asked=asked, limit=limit)
+
+
+def _go_on(record: TransferRecord, name: str, adapter: bool) -> str:
+    start = _pipeline(record, name, adapter, "write", "AutoModelForCausalLM")
+    messages = _shortest(record).get("messages")
+    if not messages:
+        beginning = _quoted(_example(record, "text", BEGINNING))
+        return f'{start}print(write({beginning}, max_new_tokens=60)[0]["generated_text"])'
+    last = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=len(messages) - 1)
+    asked = [{"role": message["role"], "content": message["content"]} for message in messages[: last + 1]]
+    lines = "".join(f"    {_quoted(message)},\n" for message in asked)
+    ask = 'print(write(messages, max_new_tokens=128)[0]["generated_text"][-1]["content"])'
+    return f"{start}messages = [\n{lines}]\n{ask}"
+
+
+def _fill(record: TransferRecord, name: str, adapter: bool) -> str:
+    text = _example(record, "text", BEGINNING)
+    if "<mask>" not in text and "[MASK]" not in text:
+        words = text.split()
+        text = " ".join([*words[: len(words) // 2], "[MASK]", *words[len(words) // 2 + 1 :]])
+    text = text.replace("<mask>", "[MASK]")
+    start = _pipeline(record, name, adapter, "fill", "AutoModelForMaskedLM")
+    return (
+        f'{start}text = {_quoted(text)}.replace("[MASK]", fill.tokenizer.mask_token)\n'
+        'for guess in fill(text):\n    print(guess["token_str"], guess["score"])'
+    )
+
+
+SNIPPETS = {
+    "text-classification": _classify,
+    "token-classification": _tag,
+    "question-answering": _answer,
+    "summarization": _write,
+    "translation": _write,
+    "text-generation": _go_on,
+    "fill-mask": _fill,
+}
+
+
+def _shortest(record: TransferRecord) -> dict[str, Any]:
+    return min(record.examples, key=lambda example: len(_quoted(example)), default={})
+
+
+def _example(record: TransferRecord, role: str, limit: int) -> str:
+    """What the shortest example has in a column; words that come as a list are joined."""
+    value = _shortest(record).get(role) or TEXT
+    text = " ".join(value) if isinstance(value, list) else str(value)
+    return text if len(text) <= limit else text[:limit].rsplit(" ", 1)[0]
+
+
+def _pipeline(record: TransferRecord, name: str, adapter: bool, call: str, kind: str, extra: str = "") -> str:
+    task = _quoted("text-generation" if kind == "AutoModelForCausalLM" else record.task)
+    if not adapter:
+        return PIPELINE.format(call=call, task=task, name=name, extra=extra)
+    start = _loading(record, name, adapter, kind, "pipeline")
+    return f"{start}{call} = pipeline({task}, model=model, tokenizer=tokenizer{extra})\n"
+
+
+def _loading(record: TransferRecord, name: str, adapter: bool, kind: str, *others: str) -> str:
+    """Imports, the model and its tokenizer. An adapter's repository has no config of the model, so it is told here."""
+    peft = ADAPTER_CLASSES.get(kind) if adapter else None
+    imports = sorted(["AutoTokenizer", *others, *([] if peft else [kind])], key=lambda one: (one.islower(), one))
+    languages = "".join(
+        f", {argument}={_quoted(record.options[option])}"
+        for option, argument in (("source_language", "src_lang"), ("target_language", "tgt_lang"))
+        if record.options.get(option)
+    )
+    lines = [
+        *(["import torch"] if kind in READ and not others else []),
+        *([f"from peft import {peft}"] if peft else []),
+        f"from transformers import {', '.join(imports)}",
+        "",
+        f"model = {peft or kind}.from_pretrained({name}{_labels(record) if adapter and kind in CLASSIFYING else ''})",
+        f"tokenizer = AutoTokenizer.from_pretrained({name}{languages})",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _labels(record: TransferRecord) -> str:
+    named = ", ".join(f"{i}: {_quoted(name)}" for i, name in enumerate(record.class_names))
+    labels = f", num_labels={len(record.class_names) or 1}" + (f", id2label={{{named}}}" if named else "")
+    told = record.problem_type and record.problem_type != "single_label_classification"
+    return labels + (f", problem_type={_quoted(record.problem_type)}" if told else "")

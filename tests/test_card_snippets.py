@@ -1,0 +1,245 @@
+"""The code on a card, run against tiny saved models: what a reader copies must work."""
+
+import ast
+import re
+import shutil
+import warnings
+
+import pytest
+import torch
+import transformers
+from peft import LoraConfig, TaskType, get_peft_model
+from transformers import BertConfig, LlamaConfig, T5Config
+from transformers.pipelines import SUPPORTED_TASKS
+
+from hf_transfer_plugin.hub.snippets import SNIPPETS, getting_started
+from hf_transfer_plugin.record import TransferRecord
+from hf_transfer_plugin.tasks import TASKS
+from tests.conftest import TINY, VOCABULARY
+
+TEXT = "a fine warm film and a joy to watch"
+CHAT = [
+    {"role": "user", "content": "a film"},
+    {"role": "assistant", "content": "great fun"},
+    {"role": "user", "content": 'a "cold" film\n'},
+    {"role": "assistant", "content": "flat"},
+]
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}{% if add_generation_prompt %}a {% endif %}"
+)
+TAGS, ENTITIES = ["NOUN", "VERB"], ["O", "B-PER", "I-PER"]
+MULTI = "multi_label_classification"
+T5 = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2, "vocab_size": VOCABULARY}
+CASES = {  # name -> task, model class, record's other fields, what peft calls the task
+    "classes": ("text-classification", "BertForSequenceClassification", {"class_names": ["bad", "good"]}, "SEQ_CLS"),
+    "pairs": (
+        "text-classification",
+        "BertForSequenceClassification",
+        {"class_names": ["bad", "good"], "examples": [{"text": TEXT, "text_pair": "no fun", "label": "bad"}]},
+        "SEQ_CLS",
+    ),
+    "multi": ("text-classification", "BertForSequenceClassification", {"class_names": ["a", "b"]}, "SEQ_CLS"),
+    "number": ("text-classification", "BertForSequenceClassification", {"problem_type": "regression"}, "SEQ_CLS"),
+    "tags": (
+        "token-classification",
+        "BertForTokenClassification",
+        {"class_names": TAGS, "examples": [{"text": TEXT.split(), "label": ["NOUN"] * 9}]},
+        "TOKEN_CLS",
+    ),
+    "entities": ("token-classification", "BertForTokenClassification", {"class_names": ENTITIES}, "TOKEN_CLS"),
+    "answers": (
+        "question-answering",
+        "BertForQuestionAnswering",
+        {"examples": [{"question": "what film ?", "context": f"{TEXT} . " * 9, "label": ["warm"]}]},
+        "QUESTION_ANS",
+    ),
+    "summary": ("summarization", "T5ForConditionalGeneration", {"options": {"max_target_length": 5}}, "SEQ_2_SEQ_LM"),
+    "translation": (
+        "translation",
+        "T5ForConditionalGeneration",
+        {"options": {"prompt": 'to "film": {text}', "max_target_length": 5, "target_language": "de"}},
+        "SEQ_2_SEQ_LM",
+    ),
+    "causal": (
+        "summarization",
+        "LlamaForCausalLM",
+        {"options": {"prompt": "a film\n{text}\nfun", "max_target_length": 5}},
+        "CAUSAL_LM",
+    ),
+    "causal-chat": ("translation", "LlamaForCausalLM", {"options": {"prompt": "film {text}"}}, "CAUSAL_LM"),
+    "text": ("text-generation", "LlamaForCausalLM", {}, "CAUSAL_LM"),
+    "chat": ("text-generation", "LlamaForCausalLM", {"examples": [{"messages": CHAT}]}, "CAUSAL_LM"),
+    "mask": ("fill-mask", "BertForMaskedLM", {}, "FEATURE_EXTRACTION"),
+    "masked": ("fill-mask", "BertForMaskedLM", {"examples": [{"text": "a fine <mask> film"}]}, "FEATURE_EXTRACTION"),
+}
+PROBLEMS = {"classes": "single_label_classification", "pairs": "single_label_classification", "multi": MULTI}
+
+
+def record(case):
+    task, model_class, changes, _ = CASES[case]
+    values = {
+        "task": task,
+        "base_model": "tiny",
+        "model_class": model_class,
+        "problem_type": PROBLEMS.get(case, ""),
+        "examples": [{"text": TEXT, "label": "good"}],
+    }
+    return TransferRecord(**{**values, **changes})
+
+
+def model_of(case):
+    made, names = record(case), record(case).class_names
+    labels = {"id2label": dict(enumerate(names))} if names else {}
+    labels |= {"num_labels": 1} if made.problem_type == "regression" else {}
+    labels |= {"problem_type": made.problem_type} if made.problem_type else {}
+    torch.manual_seed(0)
+    if made.model_class.startswith("T5"):
+        config = T5Config(**T5, pad_token_id=0, eos_token_id=3, decoder_start_token_id=0)
+    elif made.model_class.startswith("Llama"):
+        config = LlamaConfig(**TINY, pad_token_id=0, eos_token_id=3, bos_token_id=2)
+    else:
+        config = BertConfig(**TINY, **labels)
+    return getattr(transformers, made.model_class)(config)
+
+
+def save(case, folder, tokenizer, *, adapter):
+    model = model_of(case)
+    tokenizer.save_pretrained(folder)
+    if "chat" in case:
+        (folder / "chat_template.jinja").write_text(TEMPLATE)
+    if not adapter:
+        model.save_pretrained(folder)
+        return
+    base = folder.parent / "base"
+    model.save_pretrained(base)
+    model.name_or_path = str(base)
+    kind = getattr(TaskType, CASES[case][3])
+    modules = ["q", "v"] if "T5" in CASES[case][1] else ["q_proj"] if "Llama" in CASES[case][1] else ["query"]
+    get_peft_model(model, LoraConfig(task_type=kind, r=2, target_modules=modules)).save_pretrained(folder)
+
+
+@pytest.fixture(autouse=True)
+def no_sampling(monkeypatch):
+    """Transformers' pipeline samples free text, and loading an adapter draws numbers too."""
+    monkeypatch.setattr(transformers.TextGenerationPipeline._default_generation_config, "do_sample", False)
+
+
+@pytest.fixture(autouse=True)
+def quiet_peft():
+    """Peft asks transformers for an attribute that will be removed; that is not this project's to mend."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        yield
+
+
+def answer(case, folder, capsys, *, adapter):
+    code = getting_started(record(case), str(folder), adapter=adapter)
+    exec(compile(code, "card", "exec"), {})  # noqa: S102
+    return capsys.readouterr().out.strip()
+
+
+@pytest.fixture
+def answers(tmp_path, tokenizer, capsys):
+    """What the code prints, with the model and with a fresh adapter, which must not change the answer."""
+
+    def ask(case):
+        found = []
+        for adapter in (False, True):
+            folder = tmp_path / ("adapter" if adapter else "model")
+            folder.mkdir()
+            save(case, folder, tokenizer, adapter=adapter)
+            found.append(answer(case, folder, capsys, adapter=adapter))
+        return found
+
+    return ask
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_code_on_the_card_runs_for_model_and_adapter(case, answers):
+    plain, adapted = answers(case)
+    assert plain == adapted
+    assert plain or CASES[case][1].startswith("T5")  # an untrained T5 ends at once
+
+
+def test_every_class_and_every_word_is_answered(answers, tmp_path):
+    assert set(re.findall(r"'label': '(\w+)'", answers("multi")[0])) == {"a", "b"}
+    shutil.rmtree(tmp_path / "model")
+    shutil.rmtree(tmp_path / "adapter")
+    assert [line.split()[0] for line in answers("tags")[0].splitlines()] == TEXT.split()
+
+
+def test_the_answer_is_the_best_span_of_the_context(answers, tokenizer, tmp_path):
+    found = answers("answers")[0]
+    example = record("answers").examples[0]
+    model = transformers.BertForQuestionAnswering.from_pretrained(tmp_path / "model")
+    inputs = tokenizer(
+        example["question"], example["context"], truncation=True, return_offsets_mapping=True, return_tensors="pt"
+    )
+    offsets, parts = inputs.pop("offset_mapping")[0].tolist(), inputs.sequence_ids()
+    with torch.no_grad():
+        outputs = model(**inputs)
+    best = (-1e9, "")
+    for i, start in enumerate(outputs.start_logits[0].tolist()):
+        for j, end in enumerate(outputs.end_logits[0].tolist()):
+            if parts[i] == parts[j] == 1 and i <= j < i + 30:
+                best = max(best, (start + end, example["context"][offsets[i][0] : offsets[j][1]]))
+    assert found == best[1].strip()
+
+
+def test_a_seq2seq_model_is_asked_with_its_prompt_and_length(monkeypatch, tmp_path, tokenizer, capsys):
+    asked = []
+    monkeypatch.setattr(
+        transformers.T5ForConditionalGeneration,
+        "generate",
+        lambda self, input_ids, max_new_tokens, **rest: asked.append((input_ids, max_new_tokens)) or input_ids,
+    )
+    folder = tmp_path / "model"
+    folder.mkdir()
+    save("translation", folder, tokenizer, adapter=False)
+    answer("translation", folder, capsys, adapter=False)
+    ((ids, length),) = asked
+    assert length == 5
+    assert ids[0].tolist() == tokenizer(f'to "film": {TEXT}')["input_ids"]
+
+
+def test_the_conversation_ends_with_the_user():
+    code = getting_started(record("chat"), "me/model", adapter=False)
+    assert code.count('"role"') == 3
+    assert '{"role": "user", "content": "a \\"cold\\" film\\n"},\n]' in code
+    assert "great fun" in code
+    assert "flat" not in code
+
+
+def test_there_is_code_for_every_task_and_a_pipeline_only_where_transformers_has_one():
+    for task in SNIPPETS:
+        code = getting_started(TransferRecord(task=task, base_model="tiny"), "me/model", adapter=False)
+        used = re.findall(r'pipeline\("([\w-]+)"', code)
+        assert set(used) <= {task} & set(SUPPORTED_TASKS)
+        assert '"me/model"' in code
+        compile(code, task, "exec")
+    assert getting_started(TransferRecord(task="image-classification", base_model="x"), "a/b", adapter=False) == ""
+
+
+def test_tasks_of_the_package_have_code():
+    assert {task.name for task in TASKS.values()} <= SNIPPETS.keys()
+
+
+@pytest.mark.parametrize("task", SNIPPETS)
+def test_text_of_the_data_stays_inside_its_string(task):
+    evil = 'x")\n```\n# taken over {0} {text} {{a}} \'\'\' """ '
+    example = {"text": evil, "question": evil, "context": evil, "label": "a"}
+    made = TransferRecord(
+        task=task, base_model="tiny", examples=[example], options={"prompt": f"{evil}{{text}}"}, class_names=[evil]
+    )
+    for adapter in (False, True):
+        code = getting_started(made, "me/model", adapter=adapter)
+        strings = [node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)]
+        assert any(str(value).startswith('x")\n') or str(value).startswith('x") ') for value in strings)
+        assert all("taken over" not in line or '\\"' in line for line in code.splitlines())
+
+
+def test_long_texts_are_shortened_at_a_word():
+    made = TransferRecord(task="text-generation", base_model="tiny", examples=[{"text": "some words " * 100}])
+    asked = re.search(r'write\("(.+?)"', getting_started(made, "a/b", adapter=False)).group(1)
+    assert len(asked) <= 160
+    assert asked.endswith(("some", "words"))
