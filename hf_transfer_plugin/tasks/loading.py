@@ -1,5 +1,6 @@
 """From a Hub id, a file or a folder to splits of rows."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +8,13 @@ from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from hf_transfer_plugin.config import TransferConfig
+from hf_transfer_plugin.tasks.squad import is_nested, read_nested
 
 FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 MIXED = ("changed from", "Failed to parse", "Could not convert", "cannot mix", "Couldn't cast")
 NO_ROWS = ("corresponds to no data", "No columns to parse")
 ALIASES = {"valid": "validation", "val": "validation", "dev": "validation", "eval": "validation"}
+VERSION = re.compile(r"[-_]v\d+(\.\d+)*$")
 
 
 def load_splits(config: TransferConfig, *, for_training: bool = True) -> DatasetDict:
@@ -68,7 +71,9 @@ def _load_folder(path: Path) -> Any:
     files: dict[str, Path] = {}
     for file in sorted(path.iterdir()):
         if file.suffix.lower() in FORMATS:
-            split = ALIASES.get(file.stem.lower(), file.stem)
+            # SQuAD's files are called train-v2.0.json and dev-v2.0.json.
+            stem = VERSION.sub("", file.stem) if is_nested(file) else file.stem
+            split = ALIASES.get(stem.lower(), stem)
             if split in files:
                 raise ValueError(
                     f"`dataset` must have one file for each split, but {files[split].name!r} and {file.name!r} are "
@@ -90,6 +95,9 @@ def _read_files(files: dict[str, Path]) -> DatasetDict:
             raise ValueError(f"`dataset` must be one of {', '.join(sorted(FORMATS))}, but got {str(file)!r}.")
         if not file.stat().st_size:
             raise ValueError(f"`dataset` must hold rows, but {str(file)!r} is empty.")
+        if is_nested(file):
+            splits[split] = read_nested(file)
+            continue
         suffix = FORMATS[file.suffix.lower()]
         # Words such as "None" or "NA" are text; only an empty cell is missing.
         options: dict[str, Any] = {"keep_default_na": False, "na_values": [""]} if suffix == "csv" else {}
