@@ -33,7 +33,10 @@ def measure_baselines(prepared: Any, split: str) -> dict[str, dict[str, float]]:
     found = {name: {**metrics, "seconds": time.perf_counter() - started}}
     if not prepared.config.baselines:
         return found
-    possible = {"linear_probe": prepared.task.probe, "pretrained": prepared.task.pretrained_head}
+    possible = {
+        "linear_probe": prepared.task.probe,
+        "pretrained": prepared.task.pretrained_head and not prepared.new_weights,
+    }
     for name, measured in (("linear_probe", _probe), ("pretrained", _pretrained)):
         if possible[name]:
             started = time.perf_counter()

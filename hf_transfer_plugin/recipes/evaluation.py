@@ -123,7 +123,7 @@ def _predict(
     data, chosen = _read(record, folder, dataset, split, columns, labelled=labelled)
     config = TransferConfig(model=str(folder), dataset=dataset, task=record.task)
     processor = load_processor(config)
-    model = load_model(config, task, data, processor)
+    model, _ = load_model(config, task, data, processor)
     size = batch_size or task.arguments.get("per_device_eval_batch_size", 64)
     args = TrainingArguments(
         output_dir=str(folder),

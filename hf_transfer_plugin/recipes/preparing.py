@@ -48,6 +48,7 @@ class Prepared:
         overlong (`int`): Rows longer than the model reads.
         processor (`Any`): The tokenizer.
         model (`nn.Module`): The model.
+        new_weights (`bool`): Whether some of its weights are new.
         groups (`LayerGroups`): Its layer groups.
         strategy (`Any`): Policy or schedule.
         rates (`Any`): Learning rates.
@@ -62,6 +63,7 @@ class Prepared:
     overlong: int
     processor: Any
     model: nn.Module
+    new_weights: bool
     groups: LayerGroups
     strategy: Any
     rates: Any
@@ -101,12 +103,16 @@ def prepare(
     found = in_turn(lambda: load_splits(config)) if splits is None else splits
     data = together(lambda: _read(config, args, task, found, explicit))
 
-    def load() -> tuple[Any, nn.Module]:
+    def load() -> tuple[Any, nn.Module, bool]:
         processor = load_processor(config)
         set_seed(args.seed)
-        return processor, load_model(config, task, data, processor)
+        return processor, *load_model(config, task, data, processor)
 
-    processor, model = in_turn(load)
+    processor, model, new_weights = in_turn(load)
+    if new_weights and task.pretrained_head:
+        logger.warning(
+            "The head of %s for %s is new and random: %r brings none.", type(model).__name__, task.name, config.model
+        )
 
     def encode() -> tuple[LayerGroups, DatasetDict, int]:
         groups = discover_layer_groups(model)
@@ -122,7 +128,9 @@ def prepare(
         return groups, encoded, overlong
 
     groups, encoded, overlong = together(encode)
-    return Prepared(config, args, task, data, encoded, overlong, processor, model, groups, strategy, rates, loaded)
+    return Prepared(
+        config, args, task, data, encoded, overlong, processor, model, new_weights, groups, strategy, rates, loaded
+    )
 
 
 def set_up(task: Task, model: Any, processor: Any, data: TaskData, args: TrainingArguments) -> None:

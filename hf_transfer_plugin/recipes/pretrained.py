@@ -33,7 +33,7 @@ def load_processor(config: TransferConfig) -> Any:
     return processor
 
 
-def load_model(config: TransferConfig, task: Task, data: TaskData, processor: Any) -> nn.Module:
+def load_model(config: TransferConfig, task: Task, data: TaskData, processor: Any) -> tuple[nn.Module, bool]:
     """
     Loads the model with a head for the task's labels.
 
@@ -48,7 +48,8 @@ def load_model(config: TransferConfig, task: Task, data: TaskData, processor: An
             Its padding token goes into the model's config.
 
     Returns:
-        `nn.Module`: The model.
+        `tuple[nn.Module, bool]`: The model, and whether some of its weights are new, as those of a head that the
+        pretrained model does not have.
 
     Raises:
         ValueError: If it cannot be loaded.
@@ -60,10 +61,11 @@ def load_model(config: TransferConfig, task: Task, data: TaskData, processor: An
     if names:
         settings |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
     found = _load(transformers.AutoConfig, config)
-    model = _load(_auto_class(task, found, config.model), config, ignore_mismatched_sizes=True, **settings)
+    auto = _auto_class(task, found, config.model)
+    model, info = _load(auto, config, ignore_mismatched_sizes=True, output_loading_info=True, **settings)
     if getattr(model.config, "pad_token_id", None) is None:
         model.config.pad_token_id = processor.pad_token_id
-    return model
+    return model, bool(info["missing_keys"] or info["mismatched_keys"])
 
 
 def _auto_class(task: Task, found: Any, name: str) -> Any:

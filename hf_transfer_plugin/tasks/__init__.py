@@ -2,8 +2,24 @@
 
 from hf_transfer_plugin.tasks.base import Outcome, Task, TaskData
 from hf_transfer_plugin.tasks.classification import TEXT_CLASSIFICATION
+from hf_transfer_plugin.tasks.fill_mask import FILL_MASK
 from hf_transfer_plugin.tasks.loading import load_splits
+from hf_transfer_plugin.tasks.question_answering import QUESTION_ANSWERING
+from hf_transfer_plugin.tasks.text_generation import TEXT_GENERATION
+from hf_transfer_plugin.tasks.token_classification import TOKEN_CLASSIFICATION
+from hf_transfer_plugin.tasks.writing import SUMMARIZATION, TRANSLATION
 
-TASKS: dict[str, Task] = {task.name: task for task in (TEXT_CLASSIFICATION,)}
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        TEXT_CLASSIFICATION,
+        TOKEN_CLASSIFICATION,
+        QUESTION_ANSWERING,
+        SUMMARIZATION,
+        TRANSLATION,
+        TEXT_GENERATION,
+        FILL_MASK,
+    )
+}
 
 __all__ = ["TASKS", "Outcome", "Task", "TaskData", "load_splits"]

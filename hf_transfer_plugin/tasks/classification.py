@@ -26,6 +26,7 @@ from hf_transfer_plugin.tasks.splitting import hold_out
 
 logger = logging.getLogger(__name__)
 
+BEST = {SINGLE: ("accuracy", True), MULTI: ("f1_macro", True), REGRESSION: ("mse", False)}
 PAIR_COLUMNS = {"sentence1": "sentence2", "premise": "hypothesis", "question1": "question2", "text1": "text2"}
 
 
@@ -328,10 +329,6 @@ def _named(label: Any, data: TaskData) -> Any:
     return float(np.ravel(label)[0])
 
 
-def _best_metric(data: TaskData) -> tuple[str, bool]:
-    return {SINGLE: ("accuracy", True), MULTI: ("f1_macro", True), REGRESSION: ("mse", False)}[data.problem_type]
-
-
 TEXT_CLASSIFICATION = Task(
     name="text-classification",
     auto_classes=("AutoModelForSequenceClassification",),
@@ -345,7 +342,7 @@ TEXT_CLASSIFICATION = Task(
     answers=answers,
     baseline=baseline,
     examples=examples,
-    best_metric=_best_metric,
+    best_metric=lambda data: BEST[data.problem_type],
     options=("class_names", "problem_type"),
     probe=True,
     strategy={"name": "lp-ft", "frozen": 1},
