@@ -48,7 +48,12 @@ def _probe(prepared: Any, split: str) -> dict[str, float]:
     """A linear layer solved on the frozen features of train; for tokens with a fixed penalty, as they are many."""
     data, task = prepared.data, prepared.task
     collate = task.collator(prepared.processor, data)
-    encoded = {s: rows.remove_columns("length") for s, rows in prepared.encoded.items() if s in ("train", split)}
+    names = [*prepared.processor.model_input_names, "labels"]
+    encoded = {
+        s: rows.select_columns([name for name in rows.column_names if name in names])
+        for s, rows in prepared.encoded.items()
+        if s in ("train", split)
+    }
     found = {
         s: extract_features(prepared.model, rows, collate, progress=f"Frozen features of {s}")
         for s, rows in encoded.items()

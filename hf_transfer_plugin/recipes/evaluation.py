@@ -176,6 +176,8 @@ def _read(
     names = loaded[chosen].column_names
     config = replace(config, **_columns_of_training(trained, config, names))
     data = TASKS[record.task].read_again(DatasetDict({chosen: loaded[chosen]}), config, labelled)
+    # What the training came to, such as the prompt or whether there may be no answer, holds for other data too.
+    data = replace(data, options={**data.options, **record.options})
     if trained and ("text_pair" in trained) != ("text_pair" in data.columns):
         what = "pairs of texts" if "text_pair" in trained else "single texts"
         raise ValueError(
