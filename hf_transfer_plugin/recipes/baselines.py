@@ -88,5 +88,6 @@ def _pretrained(prepared: Any, split: str) -> dict[str, float]:
             data_collator=task.collator(prepared.processor, prepared.data),
             preprocess_logits_for_metrics=task.reduce,
         )
-        measuring = Measuring(trainer, task, prepared.data, split, prepared.encoded[split], writes=task.measures_texts)
+        rows = len(prepared.data.splits[split]) if task.measures_texts else 0
+        measuring = Measuring(trainer, task, prepared.data, split, prepared.encoded[split], writes=rows)
         return measure(trainer, measuring, split)[0]

@@ -54,7 +54,7 @@ def evaluate_run(
     Raises:
         ValueError: If run or data are missing or do not fit together.
     """
-    data, chosen, metrics, outcome = _predict(run, dataset, split, columns, batch_size, labelled=True)
+    data, chosen, metrics, outcome = _predict(run, dataset, split, columns, batch_size, labelled=True, errors=errors)
     told = TASKS[TransferRecord.load(run).task].report(data, outcome, errors)
     return {"rows": len(outcome.rows), "split": split or chosen, "metrics": metrics, **told}
 
@@ -116,6 +116,7 @@ def _predict(
     batch_size: int | None,
     *,
     labelled: bool,
+    errors: int = 0,
 ) -> tuple[TaskData, str, dict[str, float], Outcome]:
     record = TransferRecord.load(run)
     folder = Path(run) if Path(run).is_dir() else Path(run).parent
@@ -141,7 +142,9 @@ def _predict(
         processing_class=processor,
         preprocess_logits_for_metrics=task.reduce,
     )
-    writes = task.generate is not None and (task.measures_texts or not labelled)
+    rows = len(data.splits[chosen])
+    samples = rows if task.measures_texts or not labelled else errors
+    writes = samples if task.generate is not None else 0
     measuring = Measuring(trainer, task, data, chosen, encoded[chosen], writes=writes)
     return data, chosen, *measure(trainer, measuring, "eval")
 

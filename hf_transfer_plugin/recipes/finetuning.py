@@ -190,8 +190,12 @@ def measuring(prepared: Prepared, trainer: Trainer, split: str, *, at_end: bool 
     Returns:
         `Measuring`: What Trainer takes as `compute_metrics`.
     """
-    writes = prepared.task.measures_texts and (at_end or writes_each_time(prepared.args))
-    return Measuring(trainer, prepared.task, prepared.data, split, prepared.encoded[split], writes=writes)
+    task, rows = prepared.task, len(prepared.data.splits[split])
+    if task.measures_texts:
+        writes = rows if at_end or writes_each_time(prepared.args) else 0
+    else:
+        writes = prepared.config.demo_examples if at_end and task.generate is not None else 0
+    return Measuring(trainer, task, prepared.data, split, prepared.encoded[split], writes=writes)
 
 
 def _plan(prepared: Prepared) -> Any:

@@ -27,12 +27,12 @@ class Measuring:
             The split.
         features (`Dataset`):
             Its encoded rows.
-        writes (`bool`, *optional*, defaults to `False`):
-            Whether the model shall write a text for every row.
+        writes (`int`, *optional*, defaults to 0):
+            For how many rows, from the first, the model shall write a text.
     """
 
     def __init__(
-        self, trainer: Trainer, task: Task, data: TaskData, split: str, features: Dataset, *, writes: bool = False
+        self, trainer: Trainer, task: Task, data: TaskData, split: str, features: Dataset, *, writes: int = 0
     ) -> None:
         self.trainer, self.task, self.data = trainer, task, data
         self.rows, self.features, self.writes = data.splits[split], features, writes
@@ -51,7 +51,8 @@ class Measuring:
         """
         order = evaluation_order(self.trainer, self.features)
         found = _mapped(predictions, lambda array: _in_row_order(array, order))
-        texts = write_texts(self.trainer, self.task, self.data, self.rows) if self.writes else None
+        wanted = self.rows.select(range(min(self.writes, len(self.rows))))
+        texts = write_texts(self.trainer, self.task, self.data, wanted) if self.writes else None
         self.outcome = Outcome(self.rows, self.features, found, texts)
         return self.outcome
 
@@ -113,7 +114,7 @@ def write_texts(trainer: Trainer, task: Task, data: TaskData, rows: Dataset) -> 
         `list[str]`: A text for each row.
     """
     if task.generate is None:
-        raise ValueError(f"{task.name} does not write texts.")
+        raise ValueError(f"{task.name} must be a task that writes, such as summarization, but it is not.")
     model, size = trainer.accelerator.unwrap_model(trainer.model), trainer.args.per_device_eval_batch_size
     return task.generate(model, trainer.processing_class, data, rows, size)
 
