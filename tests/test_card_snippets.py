@@ -4,6 +4,7 @@ import ast
 import re
 import shutil
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,12 +19,6 @@ from hf_transfer_plugin.tasks import TASKS
 from tests.conftest import TINY, VOCABULARY
 
 TEXT = "a fine warm film and a joy to watch"
-CHAT = [
-    {"role": "user", "content": "a film"},
-    {"role": "assistant", "content": "great fun"},
-    {"role": "user", "content": 'a "cold" film\n'},
-    {"role": "assistant", "content": "flat"},
-]
 TEMPLATE = (
     "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}{% if add_generation_prompt %}a {% endif %}"
 )
@@ -68,7 +63,7 @@ CASES = {  # name -> task, model class, record's other fields, what peft calls t
     ),
     "causal-chat": ("translation", "LlamaForCausalLM", {"options": {"prompt": "film {text}"}}, "CAUSAL_LM"),
     "text": ("text-generation", "LlamaForCausalLM", {}, "CAUSAL_LM"),
-    "chat": ("text-generation", "LlamaForCausalLM", {"examples": [{"messages": CHAT}]}, "CAUSAL_LM"),
+    "chat": ("text-generation", "LlamaForCausalLM", {"options": {"chat": True, "max_target_length": 9}}, "CAUSAL_LM"),
     "mask": ("fill-mask", "BertForMaskedLM", {}, "FEATURE_EXTRACTION"),
     "masked": ("fill-mask", "BertForMaskedLM", {"examples": [{"text": "a fine <mask> film"}]}, "FEATURE_EXTRACTION"),
 }
@@ -202,12 +197,44 @@ def test_a_seq2seq_model_is_asked_with_its_prompt_and_length(monkeypatch, tmp_pa
     assert ids[0].tolist() == tokenizer(f'to "film": {TEXT}')["input_ids"]
 
 
-def test_the_conversation_ends_with_the_user():
+def test_a_conversation_is_asked_as_messages():
     code = getting_started(record("chat"), "me/model", adapter=False)
-    assert code.count('"role"') == 3
-    assert '{"role": "user", "content": "a \\"cold\\" film\\n"},\n]' in code
-    assert "great fun" in code
-    assert "flat" not in code
+    assert f'messages = [{{"role": "user", "content": "{TEXT}"}}]\n' in code
+    assert "max_new_tokens=9" in code
+
+
+@pytest.mark.parametrize(("template", "asked"), [(False, "film some words\n"), (True, "user film some words a ")])
+def test_a_causal_writer_is_asked_as_in_training(template, asked, monkeypatch, tmp_path, tokenizer, capsys):
+    read = []
+    monkeypatch.setattr(
+        transformers.LlamaForCausalLM,
+        "generate",
+        lambda self, input_ids, **rest: read.append(input_ids) or input_ids,
+    )
+    monkeypatch.setitem(CASES, "case-chat" if template else "case", CASES["causal-chat"])
+    case = "case-chat" if template else "case"
+    made = replace(record(case), examples=[{"text": "some words"}])
+    (tmp_path / "model").mkdir()
+    save(case, tmp_path / "model", tokenizer, adapter=False)
+    exec(getting_started(made, str(tmp_path / "model"), adapter=False), {})  # noqa: S102
+    assert read[0][0].tolist() == tokenizer(asked, add_special_tokens=not template)["input_ids"]
+
+
+def test_no_answer_is_said_where_the_data_had_such_rows(tmp_path, tokenizer, capsys):
+    (tmp_path / "model").mkdir()
+    model = model_of("answers")
+    with torch.no_grad():  # the classifier sees the first token alone
+        model.bert.embeddings.position_embeddings.weight.zero_()
+        model.bert.embeddings.position_embeddings.weight[0, 0] = 1000
+        model.qa_outputs.weight.zero_()
+        model.qa_outputs.weight[:, 0] = 1
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    made = record("answers")
+    for options, silent in (({"no_answer": True}, True), ({}, False)):
+        code = getting_started(replace(made, options=options), str(tmp_path / "model"), adapter=False)
+        exec(code, {})  # noqa: S102
+        assert (capsys.readouterr().out.strip() == "no answer") is silent
 
 
 def test_there_is_code_for_every_task_and_a_pipeline_only_where_transformers_has_one():

@@ -15,6 +15,7 @@ from huggingface_hub import ModelCard
 from hf_transfer_plugin.hub import card as card_module
 from hf_transfer_plugin.hub import model_name, plots, render_card, render_schedule
 from hf_transfer_plugin.hub.card import escape
+from hf_transfer_plugin.hub.facts import BASELINES
 from hf_transfer_plugin.record import TransferRecord
 from hf_transfer_plugin.tasks import TASKS, TaskData
 
@@ -404,7 +405,15 @@ def test_without_matplotlib_there_is_a_word_and_no_plot(tmp_path, monkeypatch, c
         ("regression", (), [0.5, 1.5]),
     ],
 )
-def test_every_metric_of_the_tasks_has_a_name_on_the_card(problem_type, names, labels):
+def test_every_metric_and_baseline_of_classification_has_a_name_on_the_card(problem_type, names, labels):
     data = TaskData(DatasetDict({"train": Dataset.from_dict({"label": labels})}), {}, problem_type, names)
-    for task in TASKS.values():
-        assert task.majority(data, "train").keys() <= card_module.MEASURES.keys()
+    name, metrics = TASKS["text-classification"].baseline(data, "train")
+    assert name in BASELINES
+    assert metrics.keys() <= card_module.MEASURES.keys()
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("names", [("O", "B-PER", "I-PER"), ("a", "b")])
+def test_the_metric_that_decides_has_a_name_on_the_card(task, names):
+    name, _ = TASKS[task].best_metric(TaskData(DatasetDict(), {}, "single_label_classification", names))
+    assert name in card_module.MEASURES

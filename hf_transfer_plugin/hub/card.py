@@ -12,7 +12,7 @@ from hf_transfer_plugin.hub.facts import (
     answer_table,
     baseline_rows,
     calibration_words,
-    class_kind,
+    class_tables,
     limits,
     overlong_words,
     phase_rows,
@@ -22,6 +22,9 @@ from hf_transfer_plugin.record import TransferRecord, write_atomically
 
 TEMPLATES = Path(__file__).parent / "templates"
 MEASURES = {
+    "entity_f1": "F1 of entities",
+    "entity_precision": "Precision of entities",
+    "entity_recall": "Recall of entities",
     "accuracy": "Accuracy",
     "precision_macro": "Precision (macro)",
     "recall_macro": "Recall (macro)",
@@ -30,11 +33,10 @@ MEASURES = {
     "mae": "Mean absolute error",
     "r2": "R²",
     "pearson": "Pearson's r",
-    "entity_f1": "F1 of entities",
-    "entity_precision": "Precision of entities",
-    "entity_recall": "Recall of entities",
     "exact_match": "Exact match",
     "f1": "F1 of the answers' words",
+    "has_answer_f1": "F1 where there is an answer",
+    "no_answer_accuracy": "Right where there is none",
     "rouge1": "ROUGE-1",
     "rouge2": "ROUGE-2",
     "rougeL": "ROUGE-L",
@@ -57,6 +59,8 @@ HUB_METRICS = {  # as the Hub names them, where it is otherwise
     "rouge2": "rouge",
     "rougeL": "rouge",
     "token_accuracy": "accuracy",
+    "has_answer_f1": "f1",
+    "no_answer_accuracy": "accuracy",
 }
 PLOTS = ("schedule.png", "reliability.png", "confusion.png")
 SAMPLES = {"label": "wanted", "prediction": "answer"}
@@ -118,7 +122,7 @@ def render_card(
         labels=MEASURES,
         plots=[plot for plot in PLOTS if path is not None and (Path(path).parent / plot).is_file()],
         baselines=baseline_rows(record),
-        kind=class_kind(record),
+        tables=class_tables(record),
         calibration=calibration_words(record),
         errors=answer_table(record.errors, _error_columns(record)),
         samples=answer_table(record.samples, SAMPLES),

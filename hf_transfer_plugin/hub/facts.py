@@ -14,6 +14,7 @@ BASELINES = {  # name in the record -> words; also of the demo
     "copy": "the source itself",
     "overlap": "sentence that shares most words with the question",
     "commonest_token": "commonest token",
+    "commonest_tag": "commonest tag of each word",
 }
 OVERLONG = {
     "question-answering": "were read in overlapping windows",
@@ -95,7 +96,7 @@ def shown(value: Any, joint: str = " ") -> str:
         return f"{value:.4g}"
     if isinstance(value, list):
         parts = [f"{one['role']}: {one['content']}" if isinstance(one, dict) else str(one) for one in value]
-        value = (" / " if value and isinstance(value[0], dict) else joint).join(parts) or "none"
+        value = (" / " if value and isinstance(value[0], dict) else joint).join(parts)
     line = " ".join(str(value).split())
     return line if len(line) <= SHOWN else f"{line[: SHOWN - 1].rstrip()}…"
 
@@ -118,11 +119,9 @@ def answer_table(rows: list[dict[str, Any]], last: dict[str, str]) -> list[list[
     roles = [role for role in dict.fromkeys(role for row in rows for role in row) if role not in ANSWERED]
     told = [name for name in last if any(name in row for row in rows)]
     head = [role.replace("_", " ") for role in roles] + [last[name] for name in told]
-    lines = (
-        [shown(row[name], ", " if name in ANSWERED else " ") if name in row else "" for name in (*roles, *told)]
-        for row in rows
-    )
-    return [head, *lines]
+    inputs, answers = ([[row.get(name, "") for name in names] for row in rows] for names in (roles, told))
+    lines = zip(inputs, answers, strict=True)
+    return [head, *([*map(shown, texts), *(shown(one, ", ") or "(none)" for one in given)] for texts, given in lines)]
 
 
 def phase_rows(record: TransferRecord) -> list[dict[str, str]]:
@@ -235,24 +234,29 @@ def _class_limits(record: TransferRecord) -> list[str]:
     return [f"It answers with {kind} its {count} classes and nothing else, also where none fits."]
 
 
-def class_kind(record: TransferRecord) -> tuple[str, str]:
+def class_tables(record: TransferRecord) -> list[tuple[str, str, dict[str, dict[str, float]]]]:
     """
+    The figures of each class, and apart from them those of what several tags mark together.
+
     Args:
         record (`TransferRecord`):
             The record.
 
     Returns:
-        `tuple[str, str]`: What the figures of each class are of, and what is counted: `("class", "rows")`.
+        `list[tuple[str, str, dict]]`: What the figures are of, what is counted (`"class"`, `"rows"`), and the figures
+        by name.
     """
     if record.task != "token-classification":
-        return "class", "rows"
-    return ("tag", "words") if set(record.per_class) <= set(record.class_names) else ("entity", "entities")
+        return [("class", "rows", record.per_class)] if record.per_class else []
+    tags = {name: values for name, values in record.per_class.items() if name in record.class_names}
+    spans = {name: values for name, values in record.per_class.items() if name not in tags}
+    return [one for one in (("entity", "entities", spans), ("tag", "words", tags)) if one[2]]
 
 
 def _worst_class(record: TransferRecord) -> str:
-    seen = {name: values for name, values in record.per_class.items() if values["support"]}
+    kind, counted, figures = next(iter(class_tables(record)), ("", "", {}))
+    seen = {name: values for name, values in figures.items() if values["support"]}
     if not seen:
         return ""
-    kind, counted = class_kind(record)
     name, worst = min(seen.items(), key=lambda item: item[1]["recall"])
     return f"It misses most often in {kind} {name}: it finds {worst['recall']:.0%} of those {counted}."

@@ -45,6 +45,8 @@ SECRETS = {
     "an API key": re.compile(r"\b(?:sk-[A-Za-z0-9_-]{32,}|AKIA[0-9A-Z]{16}|AIza[0-9A-Za-z_-]{35})\b"),
     "a private key": re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
 }
+# Where JSON holds what the data says.
+DATA = ("examples", "errors", "samples", "class_names", "per_class", "id2label", "label2id", "vocab")
 HEADER = 8
 
 
@@ -157,7 +159,7 @@ def _strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
             yield from _strings(item, key)
     elif isinstance(value, dict):
         for name, item in value.items():
-            if name not in ("examples", "class_names", "per_class", "id2label", "label2id", "vocab"):
+            if name not in DATA:
                 yield from _strings(item, f"{key}.{name}" if key else name)
 
 

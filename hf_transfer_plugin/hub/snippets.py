@@ -42,19 +42,23 @@ outside = torch.tensor([part != 1 for part in inputs.sequence_ids()])
 start, end = (logits[0].masked_fill(outside, -1e9) for logits in (outputs.start_logits, outputs.end_logits))
 # The best span of at most 30 tokens that does not end before it starts.
 spans = torch.ones(len(start), len(end), dtype=torch.bool).triu().tril(29)
-first, last = divmod(int((start[:, None] + end).masked_fill(~spans, -1e9).argmax()), len(end))
-print(context[offsets[first][0] : offsets[last][1]])"""
+scores = (start[:, None] + end).masked_fill(~spans, -1e9)
+first, last = divmod(int(scores.argmax()), len(end))
+{said}"""
+SAID = "print(context[offsets[first][0] : offsets[last][1]])"
+SAID_OR_NOT = """\
+no_answer = outputs.start_logits[0, 0] + outputs.end_logits[0, 0]  # the first token stands for none
+print("no answer" if no_answer > scores.max() else context[offsets[first][0] : offsets[last][1]])"""
 
 WRITING = """\
 text = {text}
-inputs = tokenizer({asked}, truncation=True, return_tensors="pt")
+inputs = tokenizer({asked}, truncation=True{length}, return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens={limit})[0], skip_special_tokens=True))"""
 
 INSTRUCTING = """\
 text = {text}
 asked = {asked}
-if write.tokenizer.chat_template:
-    asked = [{{"role": "user", "content": asked}}]
+asked = [{{"role": "user", "content": asked}}] if write.tokenizer.chat_template else asked + "\\n"
 print(write(asked, max_new_tokens={limit}, do_sample=False, return_full_text=False)[0]["generated_text"])"""
 
 
@@ -103,33 +107,34 @@ def _answer(record: TransferRecord, name: str, adapter: bool) -> str:
     question = _quoted(_example(record, "question", ASKED))
     context = _quoted(_example(record, "context", ASKED))
     start = _loading(record, name, adapter, "AutoModelForQuestionAnswering")
-    return start + ANSWERING.format(question=question, context=context)
+    said = SAID_OR_NOT if record.options.get("no_answer") else SAID
+    return start + ANSWERING.format(question=question, context=context, said=said)
 
 
 def _write(record: TransferRecord, name: str, adapter: bool) -> str:
     """A summary or a translation, by a model of either kind."""
     text = _quoted(_example(record, "text", ASKED))
     prompt = record.options.get("prompt")
-    asked = f'{_quoted(prompt)}.replace("{{text}}", text)' if prompt else "text"
+    asked = f'{_quoted(prompt)}.replace("{{text}}", text)' if prompt and prompt != "{text}" else "text"
     limit = int(record.options.get("max_target_length") or WRITTEN)
-    if record.model_class.endswith(CAUSAL):
+    if record.options.get("causal", record.model_class.endswith(CAUSAL)):
         start = _pipeline(record, name, adapter, "write", "AutoModelForCausalLM")
         return start + INSTRUCTING.format(text=text, asked=asked, limit=limit)
     start = _loading(record, name, adapter, "AutoModelForSeq2SeqLM")
-    return start + WRITING.format(text=text, asked=asked, limit=limit)
+    read = record.options.get("max_length")
+    length = f", max_length={int(read)}" if read else ""
+    return start + WRITING.format(text=text, asked=asked, length=length, limit=limit)
 
 
 def _go_on(record: TransferRecord, name: str, adapter: bool) -> str:
     start = _pipeline(record, name, adapter, "write", "AutoModelForCausalLM")
-    messages = _shortest(record).get("messages")
-    if not messages:
+    if not record.options.get("chat"):
         beginning = _quoted(_example(record, "text", BEGINNING))
         return f'{start}print(write({beginning}, max_new_tokens=60)[0]["generated_text"])'
-    last = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=len(messages) - 1)
-    asked = [{"role": message["role"], "content": message["content"]} for message in messages[: last + 1]]
-    lines = "".join(f"    {_quoted(message)},\n" for message in asked)
-    ask = 'print(write(messages, max_new_tokens=128)[0]["generated_text"][-1]["content"])'
-    return f"{start}messages = [\n{lines}]\n{ask}"
+    message = _quoted({"role": "user", "content": _example(record, "text", ASKED)})
+    limit = int(record.options.get("max_target_length") or WRITTEN)
+    ask = f'print(write(messages, max_new_tokens={limit})[0]["generated_text"][-1]["content"])'
+    return f"{start}messages = [{message}]\n{ask}"
 
 
 def _fill(record: TransferRecord, name: str, adapter: bool) -> str:
