@@ -105,9 +105,9 @@ def encode(data: TaskData, processor: Any, max_length: int, model_config: Any) -
     for split, rows in data.splits.items():
         title, more = f"Tokenizing {split}", 0
         if data.options["packing"]:
-            found = tokenize_blocks(rows, processor, max_length, masks=True, title=title)
+            found = tokenize_blocks(rows, processor, max_length, marked=True, title=title)
         else:
-            found, more = tokenize_lines(rows, processor, max_length, masks=True, title=title)
+            found, more = tokenize_lines(rows, processor, max_length, marked=True, title=title)
         found = found.filter(_has_words, batched=True, load_from_cache_file=False)
         if not len(found):
             raise ValueError(

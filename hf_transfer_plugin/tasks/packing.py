@@ -8,13 +8,12 @@ import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 from datasets import Dataset, Features, List, Value
 
-COLUMNS = {"input_ids": "int32", "special_tokens_mask": "int8"}
 # One token alone predicts nothing, and a batch of such rows has no mean loss.
 SHORTEST = 2
 
 
 def tokenize_lines(
-    rows: Dataset, processor: Any, max_length: int, *, end: int | None = None, masks: bool = False, title: str = ""
+    rows: Dataset, processor: Any, max_length: int, *, end: int | None = None, marked: bool = False, title: str = ""
 ) -> tuple[Dataset, int]:
     """
     One row of tokens for each text; those that are too long are cut.
@@ -27,8 +26,9 @@ def tokenize_lines(
         max_length (`int`):
             Tokens of a row at most.
         end (`int`, *optional*):
-            Token to put behind each text that is whole.
-        masks (`bool`, *optional*, defaults to `False`):
+            Token to put behind each text that is whole; without it, the tokenizer's special tokens stay around a text
+            that is cut.
+        marked (`bool`, *optional*, defaults to `False`):
             Whether to tell special tokens apart, in the column `special_tokens_mask`.
         title (`str`, *optional*):
             Of the progress bar.
@@ -37,24 +37,26 @@ def tokenize_lines(
         `tuple[Dataset, int]`: The rows, without those of a single token, and how many were cut.
     """
     cut = 0
+    special = _special(processor) if marked else None
 
     def run(batch: Mapping[str, Sequence[str]]) -> pa.Table:
         nonlocal cut
-        limits = {"truncation": True, "max_length": max_length} if masks else {}
-        found = _tokenize(processor, batch["text"], end, masks, **limits)
-        cut += sum(bool(item.overflowing) for item in found.encodings or ()) if masks else 0
-        cut += sum(len(ids) > max_length for ids in found["input_ids"])
-        kept = [number for number, ids in enumerate(found["input_ids"]) if len(ids) >= SHORTEST]
-        columns = {name: [found[name][n][:max_length] for n in kept] for name in _names(masks)}
-        lengths = [len(ids) for ids in columns["input_ids"]]
-        flat = {name: list(chain.from_iterable(values)) for name, values in columns.items()}
-        return _table(flat, np.cumsum([0, *lengths]))
+        found = _tokenize(processor, batch["text"], end)
+        long = [number for number, ids in enumerate(found) if len(ids) > max_length]
+        cut += len(long)
+        for number in long:
+            if end is None:
+                found[number] = processor(batch["text"][number], truncation=True, max_length=max_length)["input_ids"]
+            else:
+                found[number] = found[number][:max_length]
+        found = [ids for ids in found if len(ids) >= SHORTEST]
+        return _table(list(chain.from_iterable(found)), np.cumsum([0, *map(len, found)]), special)
 
-    return _mapped(rows, run, masks, title), cut
+    return _mapped(rows, run, marked, title), cut
 
 
 def tokenize_blocks(
-    rows: Dataset, processor: Any, max_length: int, *, end: int | None = None, masks: bool = False, title: str = ""
+    rows: Dataset, processor: Any, max_length: int, *, end: int | None = None, marked: bool = False, title: str = ""
 ) -> Dataset:
     """
     One text after another, cut into blocks; the last block is shorter, and no token is lost, but for one that would
@@ -69,7 +71,7 @@ def tokenize_blocks(
             Tokens of a block.
         end (`int`, *optional*):
             Token to put between texts.
-        masks (`bool`, *optional*, defaults to `False`):
+        marked (`bool`, *optional*, defaults to `False`):
             Whether to tell special tokens apart, in the column `special_tokens_mask`.
         title (`str`, *optional*):
             Of the progress bar.
@@ -77,56 +79,51 @@ def tokenize_blocks(
     Returns:
         `Dataset`: The blocks.
     """
-    waiting: dict[str, list[int]] = {name: [] for name in _names(masks)}
+    waiting: list[int] = []
+    special = _special(processor) if marked else None
 
     def run(batch: Mapping[str, Sequence[str]], numbers: Sequence[int]) -> pa.Table:
-        found = _tokenize(processor, batch["text"], end, masks)
-        flat = {name: [*waiting[name], *chain.from_iterable(found[name])] for name in waiting}
-        total = len(flat["input_ids"])
-        whole = total - total % max_length
-        waiting.update({name: values[whole:] for name, values in flat.items()})
+        nonlocal waiting
+        flat = [*waiting, *chain.from_iterable(_tokenize(processor, batch["text"], end))]
+        whole = len(flat) - len(flat) % max_length
+        waiting = flat[whole:]
         ends = list(range(0, whole + 1, max_length))
-        if numbers[-1] == len(rows) - 1 and total - whole >= SHORTEST:
-            ends.append(total)
-        return _table({name: values[: ends[-1]] for name, values in flat.items()}, np.array(ends))
+        if numbers[-1] == len(rows) - 1 and len(waiting) >= SHORTEST:
+            ends.append(len(flat))
+        return _table(flat[: ends[-1]], np.array(ends), special)
 
-    return _mapped(rows, run, masks, title, with_indices=True)
-
-
-def _names(masks: bool) -> list[str]:
-    return list(COLUMNS) if masks else ["input_ids"]
+    return _mapped(rows, run, marked, title, with_indices=True)
 
 
-def _tokenize(processor: Any, texts: Sequence[str], end: int | None, masks: bool, **limits: Any) -> Any:
-    found = processor(
-        list(texts),
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        return_special_tokens_mask=masks,
-        verbose=False,
-        **limits,
-    )
+def _special(processor: Any) -> list[int]:
+    return sorted(set(processor.all_special_ids))
+
+
+def _tokenize(processor: Any, texts: Sequence[str], end: int | None) -> list[list[int]]:
+    found = processor(list(texts), return_attention_mask=False, return_token_type_ids=False, verbose=False)
     if end is not None:
         for ids in found["input_ids"]:
             if not ids or ids[-1] != end:
                 ids.append(end)
-    return found
+    return found["input_ids"]
 
 
-def _table(columns: Mapping[str, Sequence[int]], ends: np.ndarray) -> pa.Table:
+def _table(tokens: Sequence[int], ends: np.ndarray, special: Sequence[int] | None) -> pa.Table:
     """Rows from one long column of tokens, without a Python list for each."""
-    return pa.table({
-        name: pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(values, COLUMNS[name]))
-        for name, values in columns.items()
-    })
+    columns = {"input_ids": np.asarray(tokens, dtype=np.int32)}
+    if special is not None:
+        columns["special_tokens_mask"] = np.isin(columns["input_ids"], special).astype(np.int8)
+    offsets = pa.array(ends, pa.int32())
+    return pa.table({name: pa.ListArray.from_arrays(offsets, pa.array(values)) for name, values in columns.items()})
 
 
-def _mapped(rows: Dataset, run: Any, masks: bool, title: str, **options: Any) -> Dataset:
+def _mapped(rows: Dataset, run: Any, marked: bool, title: str, **options: Any) -> Dataset:
+    columns = {"input_ids": "int32", **({"special_tokens_mask": "int8"} if marked else {})}
     return rows.map(
         run,
         batched=True,
         remove_columns=rows.column_names,
-        features=Features({name: List(Value(COLUMNS[name])) for name in _names(masks)}),
+        features=Features({name: List(Value(kind)) for name, kind in columns.items()}),
         load_from_cache_file=False,
         desc=title or None,
         **options,
