@@ -456,8 +456,8 @@ def test_sketch_of_a_model_without_its_weights(run, model_folder, tmp_path):
     assert type(sketch_model(str(tmp_path))).__name__ == "BertModel"
     assert type(sketch_model(str(tmp_path), "text-classification")).__name__ == "BertForSequenceClassification"
     assert type(sketch_model(str(record.path.parent))).__name__ == "BertForSequenceClassification"
-    with pytest.raises(ValueError, match="`task` must be one of text-classification, but got 'translation'"):
-        sketch_model(str(tmp_path), "translation")
+    with pytest.raises(ValueError, match="`task` must be one of text-classification, .*, but got 'dancing'"):
+        sketch_model(str(tmp_path), "dancing")
 
 
 # Measuring a run later
