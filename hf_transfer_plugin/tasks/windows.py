@@ -45,22 +45,22 @@ def encode(data: TaskData, processor: Any, max_length: int, model_config: Any) -
         ValueError: If the tokenizer is not fast, or a window leaves no room for more context than `stride`.
     """
     require_fast(processor, "question-answering", "where in the text a token stands")
-    splits, several = DatasetDict(), 0
-    for split, rows in data.splits.items():
-        questions = _short_questions(split, rows, processor, max_length, data.options["stride"])
+    splits, several, stride = DatasetDict(), 0, data.options["stride"]
 
-        def run(batch: dict[str, list[Any]], numbers: list[int], asked: list[str] = questions) -> dict[str, Any]:
-            encoded = processor(
-                [asked[number] for number in numbers],
-                batch["context"],
-                truncation="only_second",
-                max_length=max_length,
-                stride=data.options["stride"],
-                return_overflowing_tokens=True,
-            )
-            places = np.asarray(encoded.pop("overflow_to_sample_mapping"))
-            return {**encoded, **_positions(encoded, places, batch, processor), "row": np.asarray(numbers)[places]}
+    def run(batch: dict[str, list[Any]], numbers: list[int]) -> dict[str, Any]:
+        encoded = processor(
+            batch["question"],
+            batch["context"],
+            truncation="only_second",
+            max_length=max_length,
+            stride=stride,
+            return_overflowing_tokens=True,
+        )
+        places = np.asarray(encoded.pop("overflow_to_sample_mapping"))
+        return {**encoded, **_positions(encoded, places, batch, processor), "row": np.asarray(numbers)[places]}
 
+    for split, given in data.splits.items():
+        rows = _with_short_questions(split, given, processor, max_length, stride)
         splits[split] = rows.map(
             run,
             batched=True,
@@ -73,20 +73,24 @@ def encode(data: TaskData, processor: Any, max_length: int, model_config: Any) -
     return splits, several
 
 
-def _short_questions(split: str, rows: Dataset, processor: Any, max_length: int, stride: int) -> list[str]:
-    """The questions, cut to half of a window; refuses a stride that leaves no room for new context in one."""
-    half = max_length // 2
-    questions, cut, longest = [], 0, 0
-    asked = list(rows["question"])
-    for begin in range(0, len(asked), 1000):
-        batch = asked[begin : begin + 1000]
-        for text, item in zip(batch, processor(batch, add_special_tokens=False).encodings, strict=True):
+def _with_short_questions(split: str, rows: Dataset, processor: Any, max_length: int, stride: int) -> Dataset:
+    """Cuts questions to half of a window, and refuses a stride that leaves no room for new context in one."""
+    half, special = max_length // 2, processor.num_special_tokens_to_add(pair=True)
+    questions = list(rows["question"])
+    # A text has no more tokens than bytes, but for a mark at its ends: most questions need no look.
+    harmless = min(half, max_length - special - stride - 1) - 2
+    long = [number for number, text in enumerate(questions) if len(text.encode()) > harmless]
+    cut, longest = 0, 0
+    for begin in range(0, len(long), 1000):
+        numbers = long[begin : begin + 1000]
+        found = processor([questions[number] for number in numbers], add_special_tokens=False).encodings
+        for number, item in zip(numbers, found, strict=True):
             longest = max(longest, min(len(item.ids), half))
-            cut += len(item.ids) > half
-            questions.append(text if len(item.ids) <= half else text[: item.offsets[half - 1][1]])
+            if len(item.ids) > half:
+                cut += 1
+                questions[number] = questions[number][: item.offsets[half - 1][1]]
     if cut:
         logger.warning("%d questions of the %s split are longer than %d tokens and were cut.", cut, split, half)
-    special = processor.num_special_tokens_to_add(pair=True)
     room = max_length - special - longest
     if stride >= room:
         raise ValueError(
@@ -95,13 +99,13 @@ def _short_questions(split: str, rows: Dataset, processor: Any, max_length: int,
             f"which leaves {room}. Set `--stride {max(room // 2, 1)}`, or a larger `--max_length` if the model reads "
             "more."
         )
-    return questions
+    return rows.remove_columns("question").add_column("question", questions) if cut else rows
 
 
 def _positions(encoded: Any, places: np.ndarray, batch: dict[str, list[Any]], processor: Any) -> dict[str, Any]:
     """Offsets inside of the context, and the tokens of the first answer, for many windows in one."""
     items = encoded.encodings
-    lengths = np.array([len(item.ids) for item in items])
+    lengths = np.array([len(ids) for ids in encoded["input_ids"]])
     begins = np.cumsum(lengths) - lengths
     offsets = np.array(list(chain.from_iterable(item.offsets for item in items)), dtype=np.int32).reshape(-1, 2)
     parts = np.array(list(chain.from_iterable(item.sequence_ids for item in items)), dtype=float)

@@ -65,7 +65,7 @@ def encode(data: TaskData, processor: Any, max_length: int, model_config: Any) -
         words = [[row[0], *(f" {word}" for word in row[1:])] for row in rows] if spaced else rows
         encoded = processor(words, is_split_into_words=True, truncation=True, max_length=max_length)
         truncated += sum(bool(item.overflowing) for item in encoded.encodings)
-        ends = np.cumsum([len(item.ids) for item in encoded.encodings])[:-1]
+        ends = np.cumsum([len(ids) for ids in encoded["input_ids"]])[:-1]
         first = _first_tokens([item.word_ids for item in encoded.encodings], [len(row) for row in rows])
         aligned = {"word_ids": np.split(first[0], ends)}
         if "label" in batch:
