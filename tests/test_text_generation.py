@@ -6,7 +6,7 @@ from datasets import Dataset, DatasetDict
 from transformers import BertConfig, BertLMHeadModel
 
 from hf_transfer_plugin.config import TransferConfig
-from hf_transfer_plugin.tasks import Outcome
+from hf_transfer_plugin.tasks import Outcome, load_splits
 from hf_transfer_plugin.tasks.conversations import end_of_turn, mark_answers, read_conversation
 from hf_transfer_plugin.tasks.likelihood import aligned_sums, answer_sums, commonest_token, shifted_sums, token_figures
 from hf_transfer_plugin.tasks.padding import RightPadding
@@ -339,3 +339,11 @@ def test_rows_to_predict_need_no_answer():
 def test_examples_of_a_chat_are_first_messages():
     data = chat([{"role": "system", "content": "Be brief."}, *TALK], [{**TALK[0], "content": "x" * 400}, TALK[1]])
     assert TASK.examples(data, "validation", 4) == [{"text": TALK[0]["content"], "label": "It is Paris."}]
+
+
+def test_a_file_of_text_is_read_line_by_line(tmp_path):
+    (tmp_path / "train.txt").write_text("The cat sat.\n\n  A dog, \u201cran\u201d.\tNA\n", encoding="utf-8")
+    (tmp_path / "test.txt").write_text("A river.\n", encoding="utf-8")
+    found = load_splits(TransferConfig(model="-", dataset=str(tmp_path), task="text-generation"))
+    assert found["train"]["text"] == ["The cat sat.", "", "  A dog, \u201cran\u201d.\tNA"]
+    assert TASK.read(found, config(validation_fraction=0.5), 0).splits["test"]["text"] == ["A river."]

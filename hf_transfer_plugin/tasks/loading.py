@@ -10,7 +10,14 @@ from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from hf_transfer_plugin.config import TransferConfig
 from hf_transfer_plugin.tasks.squad import is_nested, read_nested
 
-FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+FORMATS = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".json": "json",
+    ".jsonl": "json",
+    ".parquet": "parquet",
+    ".txt": "text",
+}
 MIXED = ("changed from", "Failed to parse", "Could not convert", "cannot mix", "Couldn't cast")
 NO_ROWS = ("corresponds to no data", "No columns to parse")
 ALIASES = {"valid": "validation", "val": "validation", "dev": "validation", "eval": "validation"}
@@ -74,6 +81,8 @@ def _load_folder(path: Path) -> Any:
             # SQuAD's files are called train-v2.0.json and dev-v2.0.json.
             stem = VERSION.sub("", file.stem) if is_nested(file) else file.stem
             split = ALIASES.get(stem.lower(), stem)
+            if file.suffix.lower() == ".txt" and split not in {"train", *ALIASES.values(), "test"}:
+                continue  # notes beside the data
             if split in files:
                 raise ValueError(
                     f"`dataset` must have one file for each split, but {files[split].name!r} and {file.name!r} are "
