@@ -52,8 +52,8 @@ class Run:
     headline: tuple[str, ...] = field(default=("accuracy",), kw_only=True)
 
 
-PAIR = {"text_column": "text", "text_pair_column": "text_pair", "max_length": 192}
-WORDS = {"max_length": 128, "num_train_epochs": 4, "learning_rate": 2e-4}
+PAIR = {"text_column": "text", "text_pair_column": "text_pair", "max_length": 128}
+WORDS = {"max_length": 128, "num_train_epochs": 3, "learning_rate": 2e-4}
 # No validation on the way: writing texts costs more than learning to.
 WRITING = {"text_column": "text", "target_column": "target", "eval_strategy": "no"}
 RUNS = (
@@ -71,7 +71,7 @@ RUNS = (
         "text-classification",
         MINILM,
         "similarity",
-        {**PAIR, "label_column": "score", "problem_type": "regression", "num_train_epochs": 3},
+        {**PAIR, "label_column": "score", "problem_type": "regression", "num_train_epochs": 2},
         "other",
         headline=("pearson", "mae"),
     ),
@@ -80,7 +80,7 @@ RUNS = (
         "text-classification",
         MINILM,
         "document-pairs",
-        {**PAIR, "label_column": "label", "num_train_epochs": 3},
+        {**PAIR, "label_column": "label", "num_train_epochs": 2},
         "other",
         headline=("accuracy", "f1_macro"),
     ),
@@ -122,7 +122,7 @@ RUNS = (
             "strategy": BOTTOM_FROZEN,
             "max_length": 512,
             "max_target_length": 48,
-            "num_train_epochs": 2,
+            "num_train_epochs": 1,
             "per_device_train_batch_size": 4,
             "per_device_eval_batch_size": 8,
         },
@@ -142,7 +142,7 @@ RUNS = (
             "strategy": "full",
             "max_length": 96,
             "max_target_length": 40,
-            "max_train_samples": 2000,
+            "max_train_samples": 1200,
             "num_train_epochs": 1,
             "per_device_eval_batch_size": 32,
         },
@@ -177,7 +177,7 @@ RUNS = (
             "messages_column": "messages",
             "strategy": BOTTOM_FROZEN,
             "max_length": 384,
-            "max_train_samples": 1000,
+            "max_train_samples": 500,
             "num_train_epochs": 1,
             "per_device_train_batch_size": 8,
             "per_device_eval_batch_size": 8,
@@ -195,7 +195,7 @@ RUNS = (
             "text_column": "text",
             "max_length": 128,
             "mlm_probability": 0.15,
-            "num_train_epochs": 3,
+            "num_train_epochs": 2,
             "learning_rate": 3e-4,
         },
         "mit",

@@ -407,7 +407,7 @@ def test_without_matplotlib_there_is_a_word_and_no_plot(tmp_path, monkeypatch, c
 )
 def test_every_metric_and_baseline_of_classification_has_a_name_on_the_card(problem_type, names, labels):
     data = TaskData(DatasetDict({"train": Dataset.from_dict({"label": labels})}), {}, problem_type, names)
-    name, metrics = TASKS["text-classification"].baseline(data, "train")
+    name, metrics = TASKS["text-classification"].baseline(data, "train", data.splits)
     assert name in BASELINES
     assert metrics.keys() <= card_module.MEASURES.keys()
 

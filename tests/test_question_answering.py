@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from hf_transfer_plugin.config import TransferConfig
+from hf_transfer_plugin.recipes import evaluate_run, finetune, predict_run
 from hf_transfer_plugin.tasks import load_splits
 from hf_transfer_plugin.tasks.base import Outcome
 from hf_transfer_plugin.tasks.question_answering import (
@@ -571,7 +572,7 @@ def test_spaces_around_an_answer_are_left_out(processor):
 
 def test_baseline_answers_with_the_likest_sentence():
     data = read(rows(["Was the day warm?", "Xyz?"], answers=["It was a warm day", ""]), test=rows())
-    name, found = TASK.baseline(data, "train")
+    name, found = TASK.baseline(data, "train", data.splits)
     # "It was a warm day, and the two had great fun.": 4 of its 9 words without articles are right.
     assert name == "overlap"
     assert found["has_answer_f1"] == pytest.approx(2 * 4 / (4 + 9))
@@ -629,3 +630,24 @@ def test_a_tiny_model_learns_to_answer(processor, tmp_path):
     answers = TASK.answers(data, found["outcome"])
     assert [answer["prediction"] for answer in answers] == places
     assert all(CONTEXT[answer["start"] : answer["end"]] == answer["prediction"] for answer in answers)
+
+
+def test_the_whole_path_keeps_what_the_training_came_to(model_folder, tmp_path):
+    impossible = {"question": "why?", "answers": [], "is_impossible": True}
+    for name in ("train-v2.0.json", "dev-v2.0.json"):
+        save(tmp_path / name, article(asked(), impossible, asked("who met Bo?"), impossible))
+    run = tmp_path / "run"
+    args = TrainingArguments(str(run), max_steps=2, report_to="none", disable_tqdm=True, use_cpu=True)
+    told = config(tmp_path, max_length=20, demo_examples=1).to_dict() | {"model": model_folder}
+    record = finetune(TransferConfig(**told), args)
+    assert record.options == {"stride": 4, "max_length": 20, "no_answer": True}
+    assert record.intervals.keys() == {"f1"}
+    assert record.examples == [{"question": "who?", "context": CONTEXT, "label": "Ann"}]
+    # Without unanswerable rows the model may still give no answer, as in training.
+    rows().to_json(tmp_path / "new.jsonl")
+    assert "no_answer_accuracy" not in evaluate_run(run, str(tmp_path / "new.jsonl"))["metrics"]
+    assert predict_run(run, tmp_path / "new.jsonl", tmp_path / "answers.jsonl") == 2
+    for line in (tmp_path / "answers.jsonl").read_text().splitlines():
+        answer = json.loads(line)
+        given = CONTEXT[answer["start"] : answer["end"]] if answer["start"] is not None else ""
+        assert answer["prediction"] == given

@@ -10,9 +10,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from sklearn import metrics as sklearn_metrics
 
 from hf_transfer_plugin.config import TransferConfig
-from hf_transfer_plugin.metrics import calibration
+from hf_transfer_plugin.metrics import calibration, macro_f1
 from hf_transfer_plugin.tasks import TASKS, Outcome, TaskData, load_splits
-from hf_transfer_plugin.tasks.class_report import macro_f1
 from hf_transfer_plugin.tasks.classification import PAIR_COLUMNS
 from hf_transfer_plugin.tasks.columns import LABEL_COLUMNS, TEXT_COLUMNS
 from tests.conftest import reviews
@@ -151,7 +150,7 @@ def test_unknown_format_is_told(tmp_path):
 
 
 def test_folder_without_data_is_told(tmp_path):
-    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "notes.md").write_text("x")
     with pytest.raises(ValueError, match="`dataset` is a folder without .csv, .* files: .*Name the files after"):
         load_splits(config(tmp_path))
 
@@ -545,7 +544,8 @@ def test_only_longer_rows_are_truncated_and_counted(tokenizer):
         assert truncated == count
         assert max(len(ids) for ids in encoded["train"]["input_ids"]) <= length
     assert list(encoded["test"]["labels"]) == [0, 1]
-    assert sorted(encoded["train"].column_names) == ["attention_mask", "input_ids", "labels"]
+    assert sorted(encoded["train"].column_names) == ["attention_mask", "input_ids", "labels", "length"]
+    assert encoded["train"]["length"] == [len(ids) for ids in encoded["train"]["input_ids"]]
 
 
 def test_pairs_are_encoded_together_and_counted_once(tokenizer):
@@ -688,7 +688,7 @@ def test_macro_f1_of_counts_is_that_of_the_metric():
     generator = np.random.default_rng(0)
     answers, labels = generator.integers(0, 2, (2, 50, 4))
     expected = sklearn_metrics.f1_score(labels, answers, average="macro", zero_division=0)
-    assert macro_f1(answers, labels) == pytest.approx(expected)
+    assert macro_f1(answers, labels, 4) == pytest.approx(expected)
 
 
 def test_answers_of_every_problem_type():
@@ -719,7 +719,7 @@ def test_rows_without_labels_are_read_for_a_trained_model():
 
 def test_majority_of_classes():
     data = task_data(SINGLE, ("a", "b", "c"), train=[2, 2, 2, 0, 1], test=[2, 0, 0, 0])
-    name, found = TASK.baseline(data, "test")
+    name, found = TASK.baseline(data, "test", data.splits)
     assert name == "majority"
     assert found["accuracy"] == 1 / 4
     assert found["f1_macro"] == pytest.approx((2 * 1 / 4 / (1 / 4 + 1)) / 3)
@@ -727,7 +727,7 @@ def test_majority_of_classes():
 
 def test_majority_of_several_classes():
     data = task_data(MULTI, ("a", "b"), train=[[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], test=[[1.0, 0.0], [1.0, 1.0]])
-    name, found = TASK.baseline(data, "test")
+    name, found = TASK.baseline(data, "test", data.splits)
     assert name == "majority"
     assert found["accuracy"] == 1 / 2
     assert found["recall_macro"] == pytest.approx((1 + 0) / 2)
@@ -735,7 +735,7 @@ def test_majority_of_several_classes():
 
 def test_majority_of_numbers_is_the_mean_of_train():
     data = task_data(REGRESSION, train=[1.0, 3.0], test=[2.0, 6.0])
-    name, found = TASK.baseline(data, "test")
+    name, found = TASK.baseline(data, "test", data.splits)
     assert name == "majority"
     assert found["mse"] == pytest.approx(sklearn_metrics.mean_squared_error([2.0, 6.0], [2.0, 2.0]))
     assert found["mae"] == 2.0

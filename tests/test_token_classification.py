@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from hf_transfer_plugin.config import TransferConfig
+from hf_transfer_plugin.recipes import finetune, predict_run
 from hf_transfer_plugin.tasks import load_splits
 from hf_transfer_plugin.tasks.base import Outcome
 from hf_transfer_plugin.tasks.excerpts import excerpt
@@ -412,7 +413,7 @@ def test_answers_name_words_tags_and_entities():
 def test_baseline_gives_each_word_its_commonest_tag():
     train = rows([["a", "b", "a", "a"], ["b"], ["c", "c"]], [["X", "Y", "X", "Y"], ["Y"], ["Y", "Y"]])
     data = read(train, test=rows([["a", "b", "new"], ["new"]], [["X", "X", "Y"], ["X"]]))
-    name, found = TASK.baseline(data, "test")
+    name, found = TASK.baseline(data, "test", data.splits)
     # a -> X, b -> Y, unknown -> Y: right, wrong, right, wrong.
     assert name == "commonest_tag"
     assert found["accuracy"] == 0.5
@@ -421,7 +422,7 @@ def test_baseline_gives_each_word_its_commonest_tag():
 def test_baseline_measures_entities():
     data = read(rows(PEOPLE, SPANS), test=rows([["Ann", "Lee"], ["Rome"]], [["B-PER", "O"], ["B-LOC"]]))
     # "Ann Lee" is given as one name, Rome is right.
-    assert TASK.baseline(data, "test")[1]["entity_f1"] == 0.5
+    assert TASK.baseline(data, "test", data.splits)[1]["entity_f1"] == 0.5
 
 
 def test_examples_are_short_and_varied():
@@ -470,3 +471,22 @@ def test_a_tiny_model_learns_its_tags(tokenizer, tmp_path):
     assert found["outcome"].predictions.shape == (3, 6, 2)
     assert [answer["prediction"] for answer in TASK.answers(data, found["outcome"])] == TAGS
     assert min(min(answer["score"]) for answer in TASK.answers(data, found["outcome"])) > 0.5
+
+
+def test_the_whole_path_tags_new_text(model_folder, tmp_path):
+    for split, count in (("train", 8), ("test", 2)):
+        rows(PEOPLE * count, SPANS * count).to_json(tmp_path / f"{split}.jsonl")
+    run = tmp_path / "run"
+    args = TrainingArguments(str(run), max_steps=2, report_to="none", disable_tqdm=True, use_cpu=True)
+    told = TransferConfig(model=model_folder, dataset=str(tmp_path), task="token-classification", demo_examples=1)
+    record = finetune(told, args)
+    assert record.class_names == list(IOB)
+    assert {"accuracy", "entity_f1"} <= record.metrics.keys()
+    assert record.intervals.keys() == {"entity_f1"}
+    assert record.baselines["commonest_tag"]["accuracy"] == 1
+    assert record.examples == [{"text": "Ann Lee met Bo", "label": SPANS[0]}]
+    (tmp_path / "new.jsonl").write_text(json.dumps({"text": "Bo slept."}) + "\n")
+    assert predict_run(run, tmp_path / "new.jsonl", tmp_path / "answers.jsonl") == 1
+    answer = json.loads((tmp_path / "answers.jsonl").read_text())
+    assert answer["words"] == ["Bo", "slept", "."]
+    assert set(answer["prediction"]) <= set(IOB)

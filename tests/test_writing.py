@@ -315,11 +315,11 @@ def test_a_causal_model_is_measured_on_its_answers():
 
 def test_baselines():
     data = summaries()
-    name, found = SUMMARIZATION.baseline(data, "validation")
+    name, found = SUMMARIZATION.baseline(data, "validation", data.splits)
     lead = ["The cat sat on the mat.", "What is the capital of France?", "Summarize the following text.", CORPUS[3]]
     assert name == "lead"
     assert found == Rouge().compute(predictions=lead, references=SUMMARIES)
-    name, found = TRANSLATION.baseline(translations(), "validation")
+    name, found = TRANSLATION.baseline(translations(), "validation", DatasetDict())
     assert name == "copy"
     assert found == Translation().compute(predictions=CORPUS, references=SPANISH)
 

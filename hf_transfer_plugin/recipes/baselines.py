@@ -29,7 +29,7 @@ def measure_baselines(prepared: Any, split: str) -> dict[str, dict[str, float]]:
         `dict[str, dict[str, float]]`: Metrics and `seconds` of each, by name.
     """
     started = time.perf_counter()
-    name, metrics = prepared.task.baseline(prepared.data, split)
+    name, metrics = prepared.task.baseline(prepared.data, split, prepared.encoded)
     found = {name: {**metrics, "seconds": time.perf_counter() - started}}
     if not prepared.config.baselines:
         return found
@@ -63,7 +63,7 @@ def _probe(prepared: Any, split: str) -> dict[str, float]:
     head = solve_linear_head(*found["train"], problem_type=kind, outputs=data.outputs, regularization=penalty)
     logits = head.logits(found[split][0])
     predictions = logits if data.problem_type else _by_token(logits, encoded[split]["labels"])
-    return task.metrics(data, Outcome(data.splits[split], encoded[split], predictions))
+    return task.metrics(data, Outcome(data.splits[split], prepared.encoded[split], predictions))
 
 
 def _by_token(logits: np.ndarray, labels: Sequence[Sequence[int]]) -> np.ndarray:

@@ -180,7 +180,8 @@ def encode_rows(task: Task, data: TaskData, processor: Any, length: int, model: 
     """
     encoded, overlong = task.encode(data, processor, length, model.config)
     for split, rows in encoded.items():
-        encoded[split] = rows.add_column("length", [len(ids) for ids in rows["input_ids"]])
+        if "length" not in rows.column_names:
+            encoded[split] = rows.add_column("length", [len(ids) for ids in rows["input_ids"]])
     return encoded, overlong
 
 

@@ -133,10 +133,8 @@ def write_run(record: TransferRecord, folder: Path) -> None:
     """
     record.save(folder)
     render_schedule(record, folder / "schedule.png")
-    if record.calibration:
-        render_reliability(record, folder / "reliability.png")
-    if record.confusion_matrix:
-        render_confusion(record, folder / "confusion.png")
+    render_reliability(record, folder / "reliability.png")
+    render_confusion(record, folder / "confusion.png")
     render_card(record, folder / "README.md")
 
 

@@ -98,7 +98,7 @@ class Task:
         answers (`Callable`):
             `(data, outcome)` -> a JSON object for each row.
         baseline (`Callable`):
-            `(data, split)` -> name and metrics of an answer that needs no model.
+            `(data, split, encoded)` -> name and metrics of an answer that needs no model.
         examples (`Callable`):
             `(data, split, count)` -> rows to try the model on, for the record: role of the column -> value.
         best_metric (`Callable`):
@@ -135,7 +135,7 @@ class Task:
     metrics: Callable[[TaskData, Outcome], dict[str, float]] = field(repr=False)
     report: Callable[[TaskData, Outcome, int], dict[str, Any]] = field(repr=False)
     answers: Callable[[TaskData, Outcome], list[dict[str, Any]]] = field(repr=False)
-    baseline: Callable[[TaskData, str], tuple[str, dict[str, float]]] = field(repr=False)
+    baseline: Callable[[TaskData, str, DatasetDict], tuple[str, dict[str, float]]] = field(repr=False)
     examples: Callable[[TaskData, str, int], list[dict[str, Any]]] = field(repr=False)
     best_metric: Callable[[TaskData], tuple[str, bool]] = field(repr=False)
     options: tuple[str, ...] = ()

@@ -7,8 +7,48 @@ import numpy as np
 from datasets import Dataset
 
 from hf_transfer_plugin.metrics import F1, ConfusionMatrix, Precision, Recall
+from hf_transfer_plugin.tasks.labels import MULTI, SINGLE
 
 SHORT = 300
+
+
+def probabilities(logits: np.ndarray, problem_type: str) -> np.ndarray:
+    """
+    From logits to probabilities: `exp(z) / sum(exp(z))` for classes that exclude each other, `1 / (1 + exp(-z))` for
+    those of which several may hold.
+
+    Args:
+        logits (`np.ndarray` of shape `(rows, classes)`):
+            The model's outputs.
+        problem_type (`str`):
+            As in the model's config.
+
+    Returns:
+        `np.ndarray` of shape `(rows, classes)`: The probabilities.
+    """
+    logits = logits.astype(np.float64)
+    if problem_type == MULTI:
+        return 1 / (1 + np.exp(-logits))
+    raised = np.exp(logits - logits.max(-1, keepdims=True))
+    return raised / raised.sum(-1, keepdims=True)
+
+
+def predicted(logits: np.ndarray, problem_type: str) -> np.ndarray:
+    """
+    From logits to answers.
+
+    Args:
+        logits (`np.ndarray` of shape `(rows, outputs)`):
+            The model's outputs.
+        problem_type (`str`):
+            As in the model's config.
+
+    Returns:
+        `np.ndarray`: Class numbers, rows of 0/1, or values.
+    """
+    if problem_type == SINGLE:
+        return logits.argmax(-1)
+    return (logits > 0).astype(int) if problem_type == MULTI else logits.reshape(-1)
 
 
 def class_figures(answers: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
@@ -39,24 +79,6 @@ def class_figures(answers: np.ndarray, labels: np.ndarray, class_names: Sequence
     if kind:
         return {"per_class": per_class}
     return {"per_class": per_class, **ConfusionMatrix().compute(**given, labels=numbers)}
-
-
-def macro_f1(answers: np.ndarray, labels: np.ndarray) -> float:
-    """
-    The mean over classes of `2 TP / (2 TP + FP + FN)`, 0 for a class that neither occurs nor is answered.
-
-    Args:
-        answers (`np.ndarray` of zeros and ones, of shape `(rows, classes)`):
-            The model's answers.
-        labels (`np.ndarray` of the same shape):
-            The true labels.
-
-    Returns:
-        `float`: The score.
-    """
-    both = (answers * labels).sum(0)
-    either = answers.sum(0) + labels.sum(0)
-    return float(np.mean(2 * both / np.maximum(either, 1)))
 
 
 def confident_errors(

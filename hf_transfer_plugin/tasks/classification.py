@@ -17,9 +17,10 @@ from hf_transfer_plugin.metrics import (
     RegressionError,
     bootstrap_interval,
     calibration,
+    macro_f1,
 )
 from hf_transfer_plugin.tasks.base import Outcome, Task, TaskData
-from hf_transfer_plugin.tasks.class_report import SHORT, class_figures, confident_errors, macro_f1
+from hf_transfer_plugin.tasks.class_report import SHORT, class_figures, confident_errors, predicted, probabilities
 from hf_transfer_plugin.tasks.columns import LABEL_COLUMNS, TEXT_COLUMNS, check_texts, choose_columns
 from hf_transfer_plugin.tasks.labels import MULTI, REGRESSION, SINGLE, LabelScheme, known_labels, read_labels
 from hf_transfer_plugin.tasks.splitting import hold_out
@@ -132,8 +133,11 @@ def encode(data: TaskData, processor: Any, max_length: int, model_config: Any) -
     def run(batch: dict[str, list[Any]]) -> dict[str, Any]:
         nonlocal truncated
         encoded = processor(batch["text"], batch.get("text_pair"), truncation=True, max_length=max_length)
-        truncated += sum(bool(item.overflowing) for item in encoded.encodings or ())
-        return {**encoded, **({"labels": batch["label"]} if "label" in batch else {})}
+        lengths = [len(ids) for ids in encoded["input_ids"]]
+        # Only rows that fill the length can have been cut.
+        parts = zip(encoded.encodings or (), lengths, strict=False)
+        truncated += sum(bool(part.overflowing) for part, length in parts if length == max_length)
+        return {**encoded, **({"labels": batch["label"]} if "label" in batch else {}), "length": lengths}
 
     splits = {}
     for split, rows in data.splits.items():
@@ -141,45 +145,6 @@ def encode(data: TaskData, processor: Any, max_length: int, model_config: Any) -
             run, batched=True, remove_columns=rows.column_names, load_from_cache_file=False, desc=f"Tokenizing {split}"
         )
     return DatasetDict(splits), truncated
-
-
-def probabilities(logits: np.ndarray, problem_type: str) -> np.ndarray:
-    """
-    From logits to probabilities: `exp(z) / sum(exp(z))` for classes that exclude each other, `1 / (1 + exp(-z))` for
-    those of which several may hold.
-
-    Args:
-        logits (`np.ndarray` of shape `(rows, classes)`):
-            The model's outputs.
-        problem_type (`str`):
-            As in the model's config.
-
-    Returns:
-        `np.ndarray` of shape `(rows, classes)`: The probabilities.
-    """
-    logits = logits.astype(np.float64)
-    if problem_type == MULTI:
-        return 1 / (1 + np.exp(-logits))
-    raised = np.exp(logits - logits.max(-1, keepdims=True))
-    return raised / raised.sum(-1, keepdims=True)
-
-
-def predicted(logits: np.ndarray, problem_type: str) -> np.ndarray:
-    """
-    From logits to answers.
-
-    Args:
-        logits (`np.ndarray` of shape `(rows, outputs)`):
-            The model's outputs.
-        problem_type (`str`):
-            As in the model's config.
-
-    Returns:
-        `np.ndarray`: Class numbers, rows of 0/1, or values.
-    """
-    if problem_type == SINGLE:
-        return logits.argmax(-1)
-    return (logits > 0).astype(int) if problem_type == MULTI else logits.reshape(-1)
 
 
 def _logits(outcome: Outcome) -> np.ndarray:
@@ -240,7 +205,9 @@ def report(data: TaskData, outcome: Outcome, count: int) -> dict[str, Any]:
         right = answers == labels
         sure = np.maximum(chances, 1 - chances)
         found["calibration"] = calibration(sure.ravel(), right.ravel())
-        interval = {"f1_macro": bootstrap_interval(lambda rows: macro_f1(answers[rows], labels[rows]), len(labels))}
+        truth = labels.astype(int)
+        drawn = bootstrap_interval(lambda rows: macro_f1(answers[rows], truth[rows], data.outputs), len(truth))
+        interval = {"f1_macro": drawn}
         wrong, scores = ~right.all(1), np.where(right, 0, sure).max(1)
     else:
         right, scores = answers == labels, chances.max(-1)
@@ -276,13 +243,15 @@ def answers(data: TaskData, outcome: Outcome) -> list[dict[str, Any]]:
     return found
 
 
-def baseline(data: TaskData, split: str) -> tuple[str, dict[str, float]]:
+def baseline(data: TaskData, split: str, encoded: DatasetDict) -> tuple[str, dict[str, float]]:
     """
     Args:
         data (`TaskData`):
             The rows.
         split (`str`):
             Split to measure on.
+        encoded (`DatasetDict`):
+            Not needed here.
 
     Returns:
         `tuple`: `"majority"`, and metrics of always answering the commonest class (the mean, for numbers) of train.

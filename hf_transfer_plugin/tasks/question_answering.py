@@ -267,13 +267,15 @@ def _told(texts: list[str]) -> str:
     return " / ".join(dict.fromkeys(texts))
 
 
-def baseline(data: TaskData, split: str) -> tuple[str, dict[str, float]]:
+def baseline(data: TaskData, split: str, encoded: DatasetDict) -> tuple[str, dict[str, float]]:
     """
     Args:
         data (`TaskData`):
             The rows.
         split (`str`):
             Split to measure on.
+        encoded (`DatasetDict`):
+            Not needed here.
 
     Returns:
         `tuple`: `"overlap"`, and metrics of answering with the sentence of the context that shares most words with the

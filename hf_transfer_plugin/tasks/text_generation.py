@@ -251,21 +251,19 @@ def answers(data: TaskData, outcome: Outcome) -> list[dict[str, Any]]:
     return [{"prediction": text} for text in outcome.texts or ()]
 
 
-def baseline(data: TaskData, split: str, encoded: DatasetDict | None = None) -> tuple[str, dict[str, float]]:
+def baseline(data: TaskData, split: str, encoded: DatasetDict) -> tuple[str, dict[str, float]]:
     """
     Args:
         data (`TaskData`):
             The rows.
         split (`str`):
             Split to measure on.
-        encoded (`DatasetDict`, *optional*):
-            The encoded rows; nothing is known without them.
+        encoded (`DatasetDict`):
+            The encoded rows.
 
     Returns:
         `tuple`: `"commonest_token"`, and its perplexity and token accuracy ([`commonest_token`]).
     """
-    if encoded is None:
-        return "commonest_token", {}
     return "commonest_token", commonest_token(encoded["train"], encoded[split], shifted=True)
 
 

@@ -259,13 +259,15 @@ def answers(data: TaskData, outcome: Outcome) -> list[dict[str, Any]]:
     return found
 
 
-def baseline(data: TaskData, split: str) -> tuple[str, dict[str, float]]:
+def baseline(data: TaskData, split: str, encoded: DatasetDict) -> tuple[str, dict[str, float]]:
     """
     Args:
         data (`TaskData`):
             The rows.
         split (`str`):
             Split to measure on.
+        encoded (`DatasetDict`):
+            Not needed here.
 
     Returns:
         `tuple`: `"commonest_tag"`, and metrics of giving each word the tag that it has most often in train, and

@@ -229,13 +229,15 @@ def answers(data: TaskData, outcome: Outcome) -> list[dict[str, Any]]:
     return [{"prediction": text} for text in outcome.texts or ()]
 
 
-def lead(data: TaskData, split: str) -> tuple[str, dict[str, float]]:
+def lead(data: TaskData, split: str, encoded: DatasetDict) -> tuple[str, dict[str, float]]:
     """
     Args:
         data (`TaskData`):
             The rows.
         split (`str`):
             Split to measure on.
+        encoded (`DatasetDict`):
+            Not needed here.
 
     Returns:
         `tuple`: `"lead"`, and ROUGE of the first sentences of the texts, as many as the targets of train have.
@@ -246,13 +248,15 @@ def lead(data: TaskData, split: str) -> tuple[str, dict[str, float]]:
     return "lead", Rouge().compute(predictions=texts, references=list(data.splits[split]["target"]))
 
 
-def copied(data: TaskData, split: str) -> tuple[str, dict[str, float]]:
+def copied(data: TaskData, split: str, encoded: DatasetDict) -> tuple[str, dict[str, float]]:
     """
     Args:
         data (`TaskData`):
             The rows.
         split (`str`):
             Split to measure on.
+        encoded (`DatasetDict`):
+            Not needed here.
 
     Returns:
         `tuple`: `"copy"`, and BLEU and chrF of the text left as it is.
