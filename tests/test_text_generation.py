@@ -51,6 +51,7 @@ def test_packing_loses_no_token_and_ends_every_text():
     assert [token for row in found["train"]["input_ids"] for token in row] == expected
     lengths = [len(row) for row in found["train"]["input_ids"]]
     assert set(lengths[:-1]) == {32}
+    assert found["train"]["length"] == lengths
     assert cut == 0
     assert data.options["packing"] is True
 

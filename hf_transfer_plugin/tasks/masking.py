@@ -73,7 +73,7 @@ def hide_once(rows: Dataset, masking: Masking) -> Dataset:
     """
     Args:
         rows (`Dataset`):
-            Encoded rows.
+            Encoded rows with their `length`.
         masking (`Masking`):
             How tokens are hidden.
 
@@ -83,16 +83,18 @@ def hide_once(rows: Dataset, masking: Masking) -> Dataset:
 
     def run(batch: Mapping[str, Any]) -> dict[str, list[Any]]:
         made = masking([{"input_ids": ids} for ids in batch["input_ids"]])
-        lengths = [len(ids) for ids in batch["input_ids"]]
-        return {
-            name: [values[:length] for values, length in zip(made[name].numpy(), lengths, strict=True)]
+        found = {
+            name: [values[:length] for values, length in zip(made[name].numpy(), batch["length"], strict=True)]
             for name in ("input_ids", "labels")
         }
+        return {**found, "length": batch["length"]}
 
     return rows.map(
         run,
         batched=True,
         remove_columns=rows.column_names,
-        features=Features({name: List(Value("int32")) for name in ("input_ids", "labels")}),
+        features=Features(
+            {name: List(Value("int32")) for name in ("input_ids", "labels")} | {"length": Value("int32")}
+        ),
         load_from_cache_file=False,
     )

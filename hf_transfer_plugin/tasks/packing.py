@@ -34,7 +34,7 @@ def tokenize_lines(
             Of the progress bar.
 
     Returns:
-        `tuple[Dataset, int]`: The rows, without those of a single token, and how many were cut.
+        `tuple[Dataset, int]`: The rows with their `length`, without those of a single token, and how many were cut.
     """
     cut = 0
     special = _special(processor) if marked else None
@@ -77,7 +77,7 @@ def tokenize_blocks(
             Of the progress bar.
 
     Returns:
-        `Dataset`: The blocks.
+        `Dataset`: The blocks with their `length`.
     """
     waiting: list[int] = []
     special = _special(processor) if marked else None
@@ -114,7 +114,8 @@ def _table(tokens: Sequence[int], ends: np.ndarray, special: Sequence[int] | Non
     if special is not None:
         columns["special_tokens_mask"] = np.isin(columns["input_ids"], special).astype(np.int8)
     offsets = pa.array(ends, pa.int32())
-    return pa.table({name: pa.ListArray.from_arrays(offsets, pa.array(values)) for name, values in columns.items()})
+    lists = {name: pa.ListArray.from_arrays(offsets, pa.array(values)) for name, values in columns.items()}
+    return pa.table({**lists, "length": pa.array(np.diff(ends), pa.int32())})
 
 
 def _mapped(rows: Dataset, run: Any, marked: bool, title: str, **options: Any) -> Dataset:
@@ -123,7 +124,7 @@ def _mapped(rows: Dataset, run: Any, marked: bool, title: str, **options: Any) -
         run,
         batched=True,
         remove_columns=rows.column_names,
-        features=Features({name: List(Value(kind)) for name, kind in columns.items()}),
+        features=Features({**{name: List(Value(kind)) for name, kind in columns.items()}, "length": Value("int32")}),
         load_from_cache_file=False,
         desc=title or None,
         **options,
