@@ -117,7 +117,7 @@ def test_only_answers_and_the_end_of_the_turn_are_learned():
     assert learned(second, processor) == ["It is Paris.<|im_end|>"]
     assert processor.decode(first["input_ids"]) == processor.apply_chat_template(TALK, tokenize=False)
     assert cut == 0
-    assert data.options["packing"] is False
+    assert data.options["packing"] is None
 
 
 def test_without_a_mark_the_line_break_ends_an_answer():
@@ -331,8 +331,16 @@ def test_rows_to_predict_need_no_answer():
     texts = TASK.generate(tiny_llama(), byte_tokenizer(), data, data.splits["test"], 2)
     outcome = Outcome(data.splits["test"], found["test"], None, texts)
     assert [row["prediction"] for row in TASK.answers(data, outcome)] == texts
-    whole = TASK.read_again(DatasetDict({"test": Dataset.from_dict({"text": ["The cat sat"]})}), config(), False)
+    texts = DatasetDict({"test": Dataset.from_dict({"text": ["The cat sat"]})})
+    whole = TASK.read_again(texts, config(packing=True), False)
     assert whole.options["whole_texts"] is True
+    assert whole.splits["test"]["text"] == ["The cat sat"]
+    prompts = TASK.read_again(texts, config(text_column="text"), False)
+    assert prompts.splits["test"]["messages"][0] == [{"role": "user", "content": "The cat sat"}]
+    with pytest.raises(ValueError, match="The target column must be in the data"):
+        TASK.read_again(texts, config(), True)
+    with pytest.raises(ValueError, match="The text column must be in the data"):
+        TASK.read_again(asked, config(packing=True), True)
     with pytest.raises(ValueError, match="must end with an answer"):
         TASK.read_again(asked, config(), True)
 

@@ -25,17 +25,21 @@ ANSWER_COLUMNS = ("response", "completion", "output", "answer", "assistant")
 FURTHER_COLUMNS = ("input", "context")
 
 
-def text_columns(splits: DatasetDict, config: TransferConfig, *, labelled: bool) -> dict[str, str]:
+def text_columns(
+    splits: DatasetDict, config: TransferConfig, *, labelled: bool = True, chat: bool | None = None
+) -> dict[str, str]:
     """
-    Tells conversations, pairs of prompt and answer, and raw text apart.
+    Finds the columns of conversations, of pairs of prompt and answer, or of raw text.
 
     Args:
         splits (`DatasetDict`):
             As loaded.
         config (`TransferConfig`):
             May name columns.
-        labelled (`bool`):
+        labelled (`bool`, *optional*, defaults to `True`):
             Whether answers are wanted.
+        chat (`bool`, *optional*):
+            Whether the rows are to be conversations or pairs, or raw text; told from the columns without it.
 
     Returns:
         `dict[str, str]`: Role -> column.
@@ -44,35 +48,35 @@ def text_columns(splits: DatasetDict, config: TransferConfig, *, labelled: bool)
         ValueError: If a column is missing, or conversations are to be packed.
     """
     names = next(iter(splits.values())).column_names
-    given = {role: getattr(config, f"{role}_column") is not None for role in ("text", "target", "messages")}
-
-    def has(guesses: tuple[str, ...]) -> bool:
-        return any(guess in names for guess in guesses)
-
-    if given["messages"] or (not given["text"] and not given["target"] and has(MESSAGE_COLUMNS)):
-        columns = choose_columns(splits, config, {"messages": MESSAGE_COLUMNS})
-    elif given["target"] or (not given["text"] and has(PROMPT_COLUMNS) and (has(ANSWER_COLUMNS) or not labelled)):
-        guesses = {"text": PROMPT_COLUMNS, "text_pair": FURTHER_COLUMNS}
-        guesses |= {"target": ANSWER_COLUMNS} if labelled else {}
-        columns = choose_columns(splits, config, guesses, optional=("text_pair",))
-    else:
+    given = {role for role in ("text", "target", "messages") if getattr(config, f"{role}_column") is not None}
+    talks = "messages" in given or (not given and any(guess in names for guess in MESSAGE_COLUMNS))
+    if chat is None:
+        pairs = any(guess in names for guess in PROMPT_COLUMNS) and any(guess in names for guess in ANSWER_COLUMNS)
+        chat = talks or "target" in given or (pairs and not given)
+    if not chat:
         return choose_columns(splits, config, {"text": RAW_COLUMNS})
     if config.packing:
         raise ValueError(
             "`packing` is for raw text: conversations in one block would read each other. Leave `--packing` out."
         )
-    return columns
+    if talks:
+        return choose_columns(splits, config, {"messages": MESSAGE_COLUMNS})
+    guesses = {"text": (*PROMPT_COLUMNS, *RAW_COLUMNS), "text_pair": FURTHER_COLUMNS}
+    guesses |= {"target": ANSWER_COLUMNS} if labelled else {}
+    return choose_columns(splits, config, guesses, optional=("text_pair",))
 
 
-def plain_rows(splits: DatasetDict, columns: dict[str, str], *, labelled: bool) -> DatasetDict:
+def plain_rows(splits: DatasetDict, columns: dict[str, str], *, labelled: bool = True, chat: bool) -> DatasetDict:
     """
     Args:
         splits (`DatasetDict`):
             As loaded.
         columns (`dict[str, str]`):
             As [`text_columns`] found them.
-        labelled (`bool`):
+        labelled (`bool`, *optional*, defaults to `True`):
             Whether answers are wanted.
+        chat (`bool`):
+            Whether the rows are conversations or pairs.
 
     Returns:
         `DatasetDict`: The checked rows, in the column `messages` or `text`.
@@ -90,7 +94,7 @@ def plain_rows(splits: DatasetDict, columns: dict[str, str], *, labelled: bool) 
             })
             for split, rows in splits.items()
         })
-    if set(columns) == {"text"} and columns["text"] not in PROMPT_COLUMNS:
+    if not chat:
         return read_texts(splits, columns["text"])
     return DatasetDict({split: _pairs(split, rows, columns) for split, rows in splits.items()})
 

@@ -1,7 +1,6 @@
 """Text generation: raw text to go on with, or conversations to answer."""
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 from datasets import Dataset, DatasetDict
@@ -44,9 +43,10 @@ def read(splits: DatasetDict, config: TransferConfig, seed: int) -> TaskData:
     Raises:
         ValueError: If a column is missing, or texts or conversations are unusable.
     """
-    columns = text_columns(splits, config, labelled=True)
-    plain, held_out = hold_out(plain_rows(splits, columns, labelled=True), config, seed)
-    return TaskData(plain, columns, held_out=held_out, options=_options(plain, config))
+    columns = text_columns(splits, config)
+    chat = set(columns) != {"text"}
+    plain, held_out = hold_out(plain_rows(splits, columns, chat=chat), config, seed)
+    return TaskData(plain, columns, held_out=held_out, options=_options(config, chat=chat))
 
 
 def read_again(splits: DatasetDict, config: TransferConfig, labelled: bool) -> TaskData:
@@ -68,23 +68,16 @@ def read_again(splits: DatasetDict, config: TransferConfig, labelled: bool) -> T
     Raises:
         ValueError: If a column is missing, or texts or conversations are unusable.
     """
-    columns = text_columns(splits, config, labelled=labelled)
-    plain = plain_rows(splits, columns, labelled=labelled)
-    return TaskData(plain, columns, options={**_options(plain, config), "whole_texts": not labelled})
+    # A run on raw text has said whether it packs.
+    chat = config.packing is None
+    columns = text_columns(splits, config, labelled=labelled, chat=chat)
+    plain = plain_rows(splits, columns, labelled=labelled, chat=chat)
+    return TaskData(plain, columns, options={**_options(config, chat=chat), "whole_texts": not labelled})
 
 
-def _options(splits: DatasetDict, config: TransferConfig) -> dict[str, Any]:
-    chat = _is_chat(splits)
-    return {
-        "chat": chat,
-        "max_target_length": config.max_target_length,
-        "packing": not chat if config.packing is None else config.packing,
-        "max_length": config.max_length,
-    }
-
-
-def _is_chat(splits: Mapping[str, Dataset]) -> bool:
-    return "messages" in next(iter(splits.values())).column_names
+def _options(config: TransferConfig, *, chat: bool) -> dict[str, Any]:
+    packing = None if chat else config.packing is not False
+    return {"chat": chat, "max_target_length": config.max_target_length, "packing": packing}
 
 
 def encode(data: TaskData, processor: Any, max_length: int, model_config: Any) -> tuple[DatasetDict, int]:
@@ -150,7 +143,7 @@ def generate(model: Any, processor: Any, data: TaskData, rows: Dataset, batch_si
         texts = [text if whole else beginning(text)[0] for text in rows["text"]]
         prompts = processor(texts, verbose=False)["input_ids"]
         prompts = [ids[:-1] if len(ids) > 1 and ids[-1] == processor.eos_token_id else ids for ids in prompts]
-    limit = data.options["max_length"]
+    limit = data.options.get("max_length")
     if limit is not None:
         new = min(new, max(limit // 2, 1))
         prompts = [ids[-(limit - new) :] for ids in prompts]
