@@ -345,9 +345,9 @@ def test_rows_to_predict_need_no_answer():
         TASK.read_again(asked, config(), True)
 
 
-def test_examples_of_a_chat_are_first_messages():
-    data = chat([{"role": "system", "content": "Be brief."}, *TALK], [{**TALK[0], "content": "x" * 400}, TALK[1]])
-    assert TASK.examples(data, "validation", 4) == [{"text": TALK[0]["content"], "label": "It is Paris."}]
+def test_examples_of_a_chat_are_asked_before_the_last_answer():
+    data = chat(TALK, [{**TALK[0], "content": "x" * 400}, TALK[1]], [{**TALK[0], "content": "y" * 1000}, *TALK[1:]])
+    assert TASK.examples(data, "validation", 4) == [{"messages": TALK[:3], "label": "A long river — the Seine."}]
 
 
 def test_a_file_of_text_is_read_line_by_line(tmp_path):

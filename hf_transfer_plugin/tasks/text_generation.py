@@ -22,6 +22,7 @@ from hf_transfer_plugin.tasks.splitting import hold_out
 from hf_transfer_plugin.tasks.writers import require_writer
 
 BEGINNING = 32
+LONGEST = 1000
 
 
 def read(splits: DatasetDict, config: TransferConfig, seed: int) -> TaskData:
@@ -271,20 +272,17 @@ def examples(data: TaskData, split: str, count: int) -> list[dict[str, Any]]:
             How many.
 
     Returns:
-        `list[dict[str, Any]]`: Beginnings of texts, or first messages of the user that are short; `label` is what
-        followed.
+        `list[dict[str, Any]]`: Short `messages` before the last answer, or beginnings of texts as `text`; `label` is
+        what followed.
     """
     found: list[dict[str, Any]] = []
     for row in data.splits[split]:
         if len(found) == count:
             break
-        if data.options["chat"]:
-            talk = [message for message in row["messages"] if message["role"] != "system"]
-            text, label = talk[0]["content"], talk[1]["content"] if len(talk) > 1 else ""
-        else:
-            text, label = beginning(row["text"])
-        if len(text) <= SHORT:
-            found.append({"text": text, "label": shortened(label)})
+        asked = _question(row["messages"]) if data.options["chat"] else []
+        text, label = _told(row, data)
+        if sum(len(message["content"]) for message in asked) <= LONGEST and len(text) <= SHORT:
+            found.append({**({"messages": asked} if asked else {"text": text}), "label": shortened(label)})
     return found
 
 
