@@ -195,6 +195,11 @@ def extract_features(
             for rows, batch in _batches(dataset, collate, batch_size, progress):
                 inputs = {k: v.to(device) for k, v in batch.items() if k != "labels" and isinstance(v, torch.Tensor)}
                 captured.clear()
+                if "labels" not in batch:
+                    raise ValueError(
+                        f"A head is solved on `labels`, but the batches hold {', '.join(sorted(batch))}. Use another "
+                        "strategy than `lp-ft` for this task."
+                    )
                 output, targets = runner(**inputs), batch["labels"]
                 if module:
                     found = _returned_token(*captured[-1], output.get("logits"))

@@ -126,3 +126,10 @@ def test_a_model_without_such_a_head_is_refused(tmp_path, tokenizer, reviews_fil
     args = TrainingArguments(str(tmp_path / "run"), max_steps=1, use_cpu=True, report_to="none")
     with pytest.raises(ValueError, match=r"\(ViTConfig\) has no head for text-classification. Choose another"):
         finetune(TransferConfig(model=str(tmp_path / "vit"), dataset=reviews_file), args)
+
+
+def test_a_head_of_no_classes_is_not_solved(tmp_path, model_folder):
+    config = TransferConfig(model=model_folder, dataset="x.json", task="question-answering", strategy="lp-ft")
+    args = TrainingArguments(str(tmp_path / "run"), max_steps=1, use_cpu=True, report_to="none")
+    with pytest.raises(ConfigError, match="'lp-ft' solves an output layer of classes, which question-"):
+        finetune(config, args)

@@ -105,7 +105,6 @@ def test_rows_are_read():
     assert data.class_names == ()
     assert data.options == {"stride": 4, "no_answer": False}
     assert data.splits["train"][1]["answers"] == {"text": ["Rome"], "answer_start": [14]}
-    assert read(max_length=64).options["max_length"] == 64
 
 
 @pytest.mark.parametrize("question", QUESTION_COLUMNS)

@@ -106,8 +106,8 @@ class TransferConfig:
             Language to translate from, as the tokenizer codes it.
         target_language (`str`, *optional*):
             Language to translate to, as the tokenizer codes it.
-        stride (`int`, *optional*, defaults to 128):
-            Tokens that neighbouring windows of a long context share.
+        stride (`int`, *optional*):
+            Tokens that neighbouring windows of a long context share; a third of a window without it.
         packing (`bool`, *optional*):
             Fill blocks of `max_length` tokens with text after text; on for raw text without it, never for
             conversations.
@@ -181,7 +181,7 @@ class TransferConfig:
     prompt: str | None = field(default=None, metadata={"help": "What to ask for; {text} stands for the text."})
     source_language: str | None = field(default=None, metadata={"help": "Language code to translate from."})
     target_language: str | None = field(default=None, metadata={"help": "Language code to translate to."})
-    stride: int = field(default=128, metadata={"help": "Tokens that windows of a long context share."})
+    stride: int | None = field(default=None, metadata={"help": "Tokens that windows of a long context share."})
     packing: bool | None = field(default=None, metadata={"help": "Fill blocks of max_length with text after text."})
     mlm_probability: float = field(default=0.15, metadata={"help": "Share of tokens that fill-mask hides."})
     baselines: bool = field(default=False, metadata={"help": "Also measure a linear probe or the untrained model."})

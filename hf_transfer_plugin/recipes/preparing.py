@@ -18,6 +18,7 @@ from hf_transfer_plugin.recipes.checks import check_folder, check_processes, che
 from hf_transfer_plugin.recipes.defaults import build_strategy, with_defaults
 from hf_transfer_plugin.recipes.pretrained import load_model, load_processor, readable_length
 from hf_transfer_plugin.recipes.sharing import check_push, pull_run
+from hf_transfer_plugin.schedules import LinearProbeThenFineTune
 from hf_transfer_plugin.tasks import TASKS, Task, TaskData, load_splits
 
 logger = logging.getLogger(__name__)
@@ -189,6 +190,7 @@ def _check(config: TransferConfig, args: TrainingArguments, task: Task) -> tuple
     """Strategy and learning rates, if nothing stands against them."""
     gather(
         lambda: require_used(config, task),
+        lambda: _require_solvable(config, task),
         lambda: build_strategy(config, task),
         lambda: check_processes(args),
         lambda: check_folder(config, args),
@@ -198,6 +200,15 @@ def _check(config: TransferConfig, args: TrainingArguments, task: Task) -> tuple
     strategy, rates = build_strategy(config, task)
     require_evaluation(strategy, args)
     return strategy, rates
+
+
+def _require_solvable(config: TransferConfig, task: Task) -> None:
+    strategy, _ = build_strategy(config, task)
+    if isinstance(strategy, LinearProbeThenFineTune) and not task.probe:
+        raise ValueError(
+            f"`strategy` 'lp-ft' solves an output layer of classes, which {task.name} has not. Use `full` or "
+            "`gradual-unfreezing`."
+        )
 
 
 def _read(

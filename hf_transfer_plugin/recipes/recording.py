@@ -63,7 +63,7 @@ def start_record(prepared: Any) -> TransferRecord:
             "name": Path(config.dataset).expanduser().resolve().name if dataset_local else config.dataset,
             "local": dataset_local,
             "fingerprint": prepared.encoded["train"]._fingerprint,
-            "splits": {split: len(rows) for split, rows in prepared.encoded.items()},
+            "splits": {split: len(rows) for split, rows in data.splits.items()},
             "validation_held_out": data.held_out,
             "columns": data.columns,
             "truncated": prepared.overlong,

@@ -44,7 +44,7 @@ def read(splits: DatasetDict, config: TransferConfig, seed: int) -> TaskData:
             Seed of held-out and drawn rows.
 
     Returns:
-        `TaskData`: The rows; `options` has the `stride`, `max_length` where one is set, and `no_answer`: whether
+        `TaskData`: The rows; `options` has the `stride`, where one is set, and `no_answer`: whether
         training rows have no answer.
 
     Raises:
@@ -97,8 +97,7 @@ def read_again(splits: DatasetDict, config: TransferConfig, labelled: bool) -> T
 
 
 def _options(config: TransferConfig, *, no_answer: bool) -> dict[str, Any]:
-    length = {} if config.max_length is None else {"max_length": config.max_length}
-    return {"stride": config.stride, **length, "no_answer": no_answer}
+    return {"stride": config.stride, "no_answer": no_answer}
 
 
 def _checked_columns(splits: DatasetDict, config: TransferConfig, *, labelled: bool) -> dict[str, str]:

@@ -192,8 +192,8 @@ def report(data: TaskData, outcome: Outcome, count: int) -> dict[str, Any]:
             Most confident errors at most.
 
     Returns:
-        `dict[str, Any]`: `per_class` (of each tag), `confusion_matrix`, `calibration` over the words, `intervals` of
-        the headline metric over draws of rows, and `errors`, with the word in angle quotes.
+        `dict[str, Any]`: `per_class` of each tag and each type of entity, `confusion_matrix`, `calibration` over the
+        words, `intervals` of the headline metric over draws of rows, and `errors`, with the word in angle quotes.
     """
     tagged, rows = tagged_words(outcome), len(outcome.rows)
     truth = _truth(tagged, outcome.rows)
@@ -217,8 +217,11 @@ def report(data: TaskData, outcome: Outcome, count: int) -> dict[str, Any]:
         }
         for i in worst
     ]
+    figures = class_figures(tagged.answer, truth, data.class_names)
+    if marks_spans(data.class_names):
+        figures["per_class"] |= EntityF1().compute(predictions=answers, references=labels)["entity_per_type"]
     return {
-        **class_figures(tagged.answer, truth, data.class_names),
+        **figures,
         "calibration": calibration(tagged.score, right),
         "intervals": {name: interval},
         "errors": errors,

@@ -30,7 +30,7 @@ def encode(data: TaskData, processor: Any, max_length: int, model_config: Any) -
 
     Args:
         data (`TaskData`):
-            The rows; `options` names the `stride`.
+            The rows; `options` may name the `stride`, a third of a window without it, and is given what was taken.
         processor (`PreTrainedTokenizerBase`):
             The tokenizer, a fast one.
         max_length (`int`):
@@ -45,7 +45,9 @@ def encode(data: TaskData, processor: Any, max_length: int, model_config: Any) -
         ValueError: If the tokenizer is not fast, or a window leaves no room for more context than `stride`.
     """
     require_fast(processor, "question-answering", "where in the text a token stands")
-    splits, several, stride = DatasetDict(), 0, data.options["stride"]
+    stride = data.options["stride"] or max(max_length // 3, 1)
+    data.options.update(stride=stride, max_length=max_length)
+    splits, several = DatasetDict(), 0
 
     def run(batch: dict[str, list[Any]], numbers: list[int]) -> dict[str, Any]:
         encoded = processor(
