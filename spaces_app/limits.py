@@ -1,5 +1,6 @@
 """What the demo accepts: how much at once, and what it says to the rest."""
 
+from bisect import bisect_left
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -45,6 +46,42 @@ def check_text(value: Any, what: str) -> str:
     except UnicodeEncodeError:
         raise InputError(f"{what} holds broken characters. Type it again as plain text.") from None
     return value
+
+
+def finite(logits: Any) -> Any:
+    """
+    Lets a model's answer out.
+
+    Args:
+        logits (`torch.Tensor`):
+            The answer.
+
+    Returns:
+        `torch.Tensor`: The same, as 32-bit numbers.
+
+    Raises:
+        InputError: If some are no numbers.
+    """
+    logits = logits.float()
+    if not logits.isfinite().all():
+        raise InputError("The model has no answer to this text.")
+    return logits
+
+
+def longest(top: int, fits: Callable[[int], bool]) -> int:
+    """
+    Finds by halving how much of something fits.
+
+    Args:
+        top (`int`):
+            All of it.
+        fits (`Callable`):
+            Whether so much fits; more fits less well.
+
+    Returns:
+        `int`: The largest number up to `top` that fits; 0 where none does.
+    """
+    return bisect_left(range(1, top + 1), True, key=lambda size: not fits(size))
 
 
 class BodyLimit:

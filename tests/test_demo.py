@@ -25,7 +25,7 @@ pytest.importorskip("gradio", reason='needs gradio: pip install "hf-transfer-plu
 
 ROOT = Path(__file__).parents[1]
 MODEL = "hf-transfer-plugin/all-MiniLM-L6-v2-rotten_tomatoes"
-MODULES = ("app", "limits", "loading", "page", "text_input")
+MODULES = tuple(sorted(path.stem for path in demo.SPACE.glob("*.py")))
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 NAMES = {SINGLE: ["bad", "good"], MULTI: ["fun", "warm", "dull"], REGRESSION: []}
 HOSTILE = "<img src=x onerror=alert(1)> [x](javascript:alert(1)) *b* | $$x$$ `c`\n\n# taken over\n---\nlicense: mit"
@@ -75,7 +75,7 @@ def classifier(folder, tokenizer, problem_type=SINGLE, names=None, **changes):
 def page_of(space, tmp_path, model, **kwargs):
     """Loaded model and the function behind the button."""
     settings = settings_of(space, render_space(record(**kwargs), tmp_path / "space", "me/model"))
-    row = space.app.TASKS[settings.task, settings.problem_type]
+    row = space.app.TASKS[settings.task, settings.form]
     with quiet_peft():
         loaded = space.loading.load(settings, model, row.auto_class)
     space.page.build(settings, row, loaded, model)
@@ -146,7 +146,8 @@ def test_text_of_data_cannot_change_readme_or_page(tmp_path, space):
     found, body = front_matter(folder)
     settings = settings_of(space, folder)
     loaded = space.loading.Loaded(None, None, settings.class_names, 32, None)
-    for text in (body, space.page.about(settings, loaded, "me/model"), space.page.escape(settings.title)):
+    row = space.app.TASKS[settings.task, settings.form]
+    for text in (body, space.page.about(settings, row, loaded, "me/model"), space.page.escape(settings.title)):
         assert "<img" not in text
         assert "[x](" not in text
         assert "\n# taken over" not in text
@@ -158,7 +159,7 @@ def test_text_of_data_cannot_change_readme_or_page(tmp_path, space):
 @pytest.mark.parametrize(
     ("changes", "model", "message"),
     [
-        ({"task": "image-classification"}, "me/model", "There are demos for text-classification, but .*image-class"),
+        ({"task": "image-classification"}, "me/model", "There are demos for fill-mask, .*, but .*image-class"),
         ({"problem_type": ""}, "me/model", "no problem type"),
         ({}, "not a model", "must be a Hub id"),
         ({}, "/tmp/run", "must be a Hub id"),
@@ -226,7 +227,7 @@ def test_command_refuses_in_a_sentence(arguments, message, tmp_path, monkeypatch
 def test_command_refuses_a_task_without_a_demo(tmp_path, capsys):
     record(task="image-classification").save(tmp_path)
     assert cli(["demo", str(tmp_path)]) == 2
-    assert "There are demos for text-classification" in capsys.readouterr().err
+    assert "There are demos for fill-mask" in capsys.readouterr().err
 
 
 def test_without_gradio_the_extra_is_named(tmp_path, monkeypatch):

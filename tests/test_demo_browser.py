@@ -209,6 +209,7 @@ def test_example_fills_the_box_and_faults_are_shown(urls, page):
     open_page(page, urls[REGRESSION])
     page.locator("button.primary").click()
     expect(page.get_by_text("Text is empty. Type something, or choose an example.")).to_be_visible()
+    page.wait_for_function("[...document.querySelectorAll('.toast-body')].every(e => !e.getAnimations().length)")
     assert faults(page) in {"", "[]"}
     page.get_by_text("a fine warm film").first.click()
     expect(page.locator("textarea:visible").first).to_have_value("a fine warm film")

@@ -25,11 +25,25 @@ DEMO_VERSION = 1
 GRADIO_VERSION = "6.31.0"
 PYTHON_VERSION = "3.12.12"
 PINS = {"transformers": "5.23.0", "peft": "0.21.2"}
-CLASSES, NUMBER = ("one of its classes", "classify"), ("a number", "predict_value")
-SPACE_TASKS = {  # (task, problem type) -> what the demo answers, and its call; the app's table has the same keys
+CLASSES, NUMBER = ("a text one of its classes", "classify"), ("a text a number", "predict_value")
+SPACE_TASKS = {  # (task, problem type or "messages") -> what the demo gives, and its call; the app has the same keys
     ("text-classification", "single_label_classification"): CLASSES,
     ("text-classification", "multi_label_classification"): CLASSES,
     ("text-classification", "regression"): NUMBER,
+    ("token-classification", ""): ("the words of a text labels", "tag"),
+    ("question-answering", ""): ("a question its answer", "answer_question"),
+    ("summarization", ""): ("a text its summary", "summarize"),
+    ("translation", ""): ("a text its translation", "translate"),
+    ("text-generation", ""): ("a text its continuation", "complete"),
+    ("text-generation", "messages"): ("a message an answer", "chat"),
+    ("fill-mask", ""): ("a text its missing word", "fill"),
+}
+SENT = {
+    "text": "a text",
+    "text_pair": "another text",
+    "question": "a question",
+    "context": "a text",
+    "messages": "hello",
 }
 EXAMPLES = 8
 STOPPING = 10
@@ -141,7 +155,7 @@ def _stopping_with_us(child: subprocess.Popen) -> Iterator[subprocess.Popen]:
 
 
 def _settings(record: TransferRecord, model: str, title: str | None) -> dict[str, Any]:
-    if (record.task, record.problem_type) not in SPACE_TASKS:
+    if _key(record) not in SPACE_TASKS:
         known = sorted({task for task, _ in SPACE_TASKS})
         got = f"{record.task!r} ({record.problem_type or 'no problem type'})"
         raise ValueError(f"There are demos for {', '.join(known)}, but the record's task is {got}.")
@@ -149,7 +163,7 @@ def _settings(record: TransferRecord, model: str, title: str | None) -> dict[str
         validate_repo_id(model)
     except HFValidationError:
         raise ValueError(f"`model` must be a Hub id such as 'me/minilm-reviews', but got {model!r}.") from None
-    inputs = [role for role in ("text", "text_pair") if role in record.dataset.get("columns", {})] or ["text"]
+    inputs = _inputs(record)
     base = record.base_model.split("/")[-1]
     return {
         "version": DEMO_VERSION,
@@ -162,7 +176,22 @@ def _settings(record: TransferRecord, model: str, title: str | None) -> dict[str
         "base_model": record.base_model_id,
         "examples": [{k: v for k, v in row.items() if k in {*inputs, "label"}} for row in record.examples[:EXAMPLES]],
         "facts": _facts(record),
+        "options": record.options,
     }
+
+
+def _inputs(record: TransferRecord) -> list[str]:
+    columns = record.dataset.get("columns", {})
+    if record.task == "text-generation" and "messages" in columns:
+        return ["messages"]
+    if record.task == "question-answering":
+        return ["question", "context"]
+    pair = record.task == "text-classification" and "text_pair" in columns
+    return ["text", "text_pair"] if pair else ["text"]
+
+
+def _key(record: TransferRecord) -> tuple[str, str]:
+    return record.task, record.problem_type or ("messages" if _inputs(record) == ["messages"] else "")
 
 
 def _facts(record: TransferRecord) -> dict[str, Any]:
@@ -170,6 +199,7 @@ def _facts(record: TransferRecord) -> dict[str, Any]:
     if not shown:
         return {}
     names = {"linear_probe": "linear probe on the frozen base model", "majority": "commonest answer"}
+    names |= {name: name.replace("_", " ") for name in record.baselines if name not in names}
     found = {"this model": record.metrics} | {
         text: record.baselines[n] for n, text in names.items() if n in record.baselines
     }
@@ -200,12 +230,13 @@ def _readme(record: TransferRecord, settings: dict[str, Any]) -> str:
         autoescape=False,  # noqa: S701  Markdown is escaped by the filter `text`
     )
     environment.filters["text"] = escape
-    answer, api_name = SPACE_TASKS[record.task, record.problem_type]
+    gives, api_name = SPACE_TASKS[_key(record)]
+    sent = SENT | {"text": "a text with one [MASK]"} if record.task == "fill-mask" else SENT
     body = environment.get_template("README.md").render(
         **{key: settings[key] for key in ("title", "model", "base_model")},
         gradio=GRADIO_VERSION,
         api_name=api_name,
-        arguments=", ".join(f'"{word} text"' for word in ("a", "another")[: len(settings["inputs"])]),
+        arguments=", ".join(f'"{sent[name]}"' for name in settings["inputs"]),
     )
     local = record.dataset.get("local", True)
     data = SpaceCardData(
@@ -217,7 +248,7 @@ def _readme(record: TransferRecord, settings: dict[str, Any]) -> str:
         sdk_version=GRADIO_VERSION,
         python_version=PYTHON_VERSION,
         app_file="app.py",
-        short_description=f"A fine-tuned model gives a text {answer}",
+        short_description=f"A fine-tuned model gives {gives}",
         models=[settings["model"]],
         datasets=None if local else [record.dataset["name"]],
         license=record.license,

@@ -4,17 +4,27 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
+import chat
+import mask_input
+import question_input
+import tags
 import text_input
+import writing
+from answering import Demo
 from limits import MAX_UPLOAD, MAX_WAITING, BodyLimit
 from loading import DemoError, Settings, load
-from page import CSS, HEAD, Demo, build, theme
+from page import CSS, HEAD, build, theme
 from starlette.middleware import Middleware
 
 CLASSIFIER = "AutoModelForSequenceClassification"
-READ_TEXT = (text_input.inputs, text_input.check, text_input.ask, text_input.cut)
-TASKS = {  # (task, problem type) -> demo
+SEQ2SEQ, CAUSAL = "AutoModelForSeq2SeqLM", "AutoModelForCausalLM"
+BOXES = (text_input.inputs, text_input.check)
+READ_TEXT = (*BOXES, text_input.read, text_input.ask)
+WRITE = (*BOXES, writing.read_prompted, writing.ask)
+TASKS = {  # (task, problem type, or "messages" where they are what is asked) -> demo
     ("text-classification", "single_label_classification"): Demo(
         CLASSIFIER, "classify", "Classify", *READ_TEXT, text_input.one_label, text_input.softmax
     ),
@@ -23,6 +33,69 @@ TASKS = {  # (task, problem type) -> demo
     ),
     ("text-classification", "regression"): Demo(
         CLASSIFIER, "predict_value", "Predict", *READ_TEXT, text_input.number, text_input.value
+    ),
+    ("token-classification", ""): Demo(
+        "AutoModelForTokenClassification",
+        "tag",
+        "Label",
+        *BOXES,
+        text_input.read,
+        tags.ask,
+        tags.highlighted,
+        tags.show,
+    ),
+    ("question-answering", ""): Demo(
+        "AutoModelForQuestionAnswering",
+        "answer_question",
+        "Answer",
+        *BOXES,
+        question_input.read,
+        question_input.ask,
+        question_input.answered,
+        question_input.show,
+        question_input.LIMIT,
+    ),
+    ("summarization", ""): Demo(
+        SEQ2SEQ, "summarize", "Summarize", *WRITE, partial(writing.box, "Summary"), writing.show, writing.LIMIT
+    ),
+    ("translation", ""): Demo(
+        SEQ2SEQ, "translate", "Translate", *WRITE, partial(writing.box, "Translation"), writing.show, writing.LIMIT
+    ),
+    ("text-generation", ""): Demo(
+        CAUSAL,
+        "complete",
+        "Complete",
+        *BOXES,
+        writing.read_beginning,
+        writing.ask,
+        partial(writing.box, "Continuation"),
+        writing.show,
+        writing.LIMIT,
+    ),
+    ("text-generation", "messages"): Demo(
+        CAUSAL,
+        "chat",
+        "Send",
+        chat.inputs,
+        chat.check,
+        chat.read,
+        writing.ask,
+        chat.outputs,
+        writing.show,
+        chat.LIMIT,
+        chat.body,
+    ),
+    ("fill-mask", ""): Demo(
+        "AutoModelForMaskedLM",
+        "fill",
+        "Guess",
+        mask_input.inputs,
+        text_input.check,
+        mask_input.read,
+        mask_input.ask,
+        mask_input.guesses,
+        mask_input.show,
+        mask_input.LIMIT,
     ),
 }
 
@@ -48,9 +121,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
         settings = Settings.read(Path(__file__).with_name("demo.json"))
-        demo = TASKS.get((settings.task, settings.problem_type))
+        demo = TASKS.get((settings.task, settings.form))
         if demo is None:
-            raise DemoError(f"There is no demo for {settings.task} ({settings.problem_type}).")
+            raise DemoError(f"There is no demo for {settings.task} ({settings.form or 'no problem type'}).")
         model = options.model or settings.model
         page = build(settings, demo, load(settings, model, demo.auto_class), model)
     except DemoError as error:

@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,9 @@ import torch
 import transformers
 from peft import PeftConfig, PeftModel
 from transformers.utils.peft_utils import find_adapter_config_file
+
+WITH_OFFSETS = {"token-classification", "question-answering"}
+OTHER_HEADS = {"ForCausalLM": ("LMHeadModel",), "ForSeq2SeqLM": ("ForConditionalGeneration", "MTModel")}
 
 
 class DemoError(Exception):
@@ -49,6 +52,8 @@ class Settings:
             What was measured: `dataset`, `split`, `rows`, `metrics`, `baselines`.
         version (`int`):
             Of the format.
+        options (`dict`, *optional*):
+            Options of the task that asking the model needs: `prompt`, `stride` ...
     """
 
     model: str
@@ -61,6 +66,15 @@ class Settings:
     examples: list[dict[str, Any]]
     facts: dict[str, Any]
     version: int
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def form(self) -> str:
+        """
+        Returns:
+            `str`: The problem type, or `"messages"` where they are what is asked.
+        """
+        return self.problem_type or ("messages" if self.inputs == ["messages"] else "")
 
     @classmethod
     def read(cls, path: Path) -> "Settings":
@@ -97,6 +111,8 @@ class Loaded:
             Tokens that the model reads.
         as_base (`Callable` or `None`):
             Gives a context with the base model in it, where that can answer.
+        options (`dict`, *optional*):
+            Options of the task.
     """
 
     model: Any
@@ -104,6 +120,7 @@ class Loaded:
     class_names: list[str]
     max_tokens: int | None
     as_base: Callable[[], AbstractContextManager[Any]] | None
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 def load(settings: Settings, model: str, auto_class: str) -> Loaded:
@@ -128,7 +145,7 @@ def load(settings: Settings, model: str, auto_class: str) -> Loaded:
         if Path(model).is_absolute() and not Path(model).is_dir():
             raise OSError("there is no such folder.")
         adapter = find_adapter_config_file(model) is not None
-        loaded = (_load_adapter if adapter else _load_whole)(settings, model, getattr(transformers, auto_class))
+        loaded = (_load_adapter if adapter else _load_whole)(settings, model, auto_class)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         reason = str(error).strip().split("\n")[0]
         raise DemoError(
@@ -136,18 +153,47 @@ def load(settings: Settings, model: str, auto_class: str) -> Loaded:
             "Make one with `hf-transfer-plugin quickstart --output_dir RUN` or `hf-transfer-plugin train`, "
             "then start `python app.py --model RUN`, or set MODEL to a model on the Hub."
         ) from error
-    config, outputs = loaded.model.config, max(len(settings.class_names), 1)
-    if settings.problem_type and (
-        config.num_labels != outputs or (config.problem_type or settings.problem_type) != settings.problem_type
-    ):
-        raise DemoError(
-            f"The model {model!r} has {config.num_labels} outputs for {config.problem_type}, but this demo was "
-            f"written for {outputs} and {settings.problem_type}. Start one for it with `hf-transfer-plugin demo RUN`."
-        )
+    loaded.options = settings.options
+    _check(settings, model, loaded)
     return loaded
 
 
-def _load_whole(settings: Settings, model: str, auto: Any) -> Loaded:
+def _check(settings: Settings, model: str, loaded: Loaded) -> None:
+    """Raises `DemoError` where the model cannot answer what the page asks."""
+    config, outputs = loaded.model.config, max(len(settings.class_names), 1)
+    kind = settings.problem_type
+    if (kind or settings.class_names) and (
+        config.num_labels != outputs or (kind and (config.problem_type or kind) != kind)
+    ):
+        raise DemoError(
+            f"The model {model!r} has {config.num_labels} outputs for {config.problem_type or settings.task}, but "
+            f"this demo was written for {outputs} and {kind or settings.task}. "
+            "Start one for it with `hf-transfer-plugin demo RUN`."
+        )
+    processor = loaded.processor
+    if settings.task in WITH_OFFSETS and not processor.is_fast:
+        raise DemoError(
+            f"The demo of {settings.task} must know where in the text a token lies, but the tokenizer of {model!r} "
+            "has no fast version. Save the model with a fast tokenizer."
+        )
+    if settings.task == "fill-mask" and processor.mask_token is None:
+        raise DemoError(f"The tokenizer of {model!r} has no mask token. Start the demo with a model that fills masks.")
+    if settings.form == "messages" and not processor.chat_template:
+        raise DemoError(
+            f"The tokenizer of {model!r} has no chat template. Save the model with the tokenizer that it was trained "
+            "with."
+        )
+
+
+def _auto(name: str, config: Any) -> Any:
+    """Prompted models that only decode do the work of those that also encode."""
+    if name == "AutoModelForSeq2SeqLM" and not config.is_encoder_decoder:
+        name = "AutoModelForCausalLM"
+    return getattr(transformers, name)
+
+
+def _load_whole(settings: Settings, model: str, name: str) -> Loaded:
+    auto = _auto(name, transformers.AutoConfig.from_pretrained(model))
     trained = _ready(auto.from_pretrained(model))
     processor = transformers.AutoTokenizer.from_pretrained(model)
     base = _load_base(settings, auto)
@@ -157,12 +203,12 @@ def _load_whole(settings: Settings, model: str, auto: Any) -> Loaded:
     return Loaded(trained, processor, settings.class_names if generic else named, _limit(processor, trained), as_base)
 
 
-def _load_adapter(settings: Settings, model: str, auto: Any) -> Loaded:
+def _load_adapter(settings: Settings, model: str, name: str) -> Loaded:
     named = PeftConfig.from_pretrained(model).base_model_name_or_path or ""
     # An adapter trained from a folder of another machine names that folder.
     base_id = named if Path(named).is_dir() or not settings.base_model else settings.base_model
     config = transformers.AutoConfig.from_pretrained(base_id)
-    own = list(config.id2label.values())
+    auto, own = _auto(name, config), list(config.id2label.values())
     config.problem_type = settings.problem_type or None
     if settings.class_names:
         config.id2label = dict(enumerate(settings.class_names))
@@ -191,7 +237,7 @@ def _load_base(settings: Settings, auto: Any) -> Any:
     try:
         config = transformers.AutoConfig.from_pretrained(settings.base_model)
         head = auto.__name__.removeprefix("AutoModel")
-        if not any(name.endswith(head) for name in config.architectures or ()):
+        if not any(name.endswith((head, *OTHER_HEADS.get(head, ()))) for name in config.architectures or ()):
             return None
         base, info = auto.from_pretrained(settings.base_model, output_loading_info=True)
     except (OSError, ValueError):
