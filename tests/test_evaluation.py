@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainingArguments, ViTConfig, ViTModel
 
 from hf_transfer_plugin.cli import main as cli
@@ -133,3 +133,11 @@ def test_a_head_of_no_classes_is_not_solved(tmp_path, model_folder):
     args = TrainingArguments(str(tmp_path / "run"), max_steps=1, use_cpu=True, report_to="none")
     with pytest.raises(ConfigError, match="'lp-ft' solves an output layer of classes, which question-"):
         finetune(config, args)
+
+
+def test_evaluating_never_may_be_typed_where_there_is_nothing_to_evaluate_on(tmp_path, model_folder, reviews_file):
+    rows = Dataset.from_csv(reviews_file)
+    args = TrainingArguments(str(tmp_path / "run"), max_steps=1, eval_strategy="no", use_cpu=True, report_to="none")
+    config = TransferConfig(model=model_folder, dataset="memory", validation_fraction=0)
+    record = finetune(config, args, splits=DatasetDict({"train": rows, "test": rows}), explicit=("eval_strategy",))
+    assert record.metrics_split == "test"

@@ -33,7 +33,8 @@ def without_validation(args: TrainingArguments, splits: DatasetDict, explicit: C
     """
     if "test" not in splits:
         raise ValueError("`validation_fraction` is 0 and there is no test split, so nothing could be measured.")
-    if "eval_strategy" in explicit or args.load_best_model_at_end:
+    typed = "eval_strategy" in explicit and args.eval_strategy != IntervalStrategy.NO
+    if typed or args.load_best_model_at_end:
         raise ValueError("`validation_fraction` is 0, so there is nothing to evaluate on before the end.")
     args.eval_strategy = IntervalStrategy.NO
 
