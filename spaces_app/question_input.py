@@ -28,8 +28,7 @@ def read(loaded: Loaded, values: list[str]) -> tuple[dict[str, Any], str]:
         InputError: If the question leaves no room for the context.
     """
     question, context = values
-    wanted = loaded.options.get("max_length") or WINDOW
-    size = min(wanted, loaded.max_tokens or wanted)
+    size = min(loaded.options.get("max_length") or WINDOW, loaded.max_tokens or WINDOW)
     room = size - len(loaded.processor(question, "").input_ids)
     if room < size // 4:
         raise InputError("The question is too long: it leaves no room for the context. Shorten it.")
@@ -38,7 +37,7 @@ def read(loaded: Loaded, values: list[str]) -> tuple[dict[str, Any], str]:
         context,
         truncation="only_second",
         max_length=size,
-        stride=min(loaded.options.get("stride", STRIDE), room // 2),
+        stride=min(loaded.options.get("stride") or STRIDE, room // 2),
         return_overflowing_tokens=True,
         return_offsets_mapping=True,
     )
@@ -97,7 +96,7 @@ def ask(loaded: Loaded, model: Any, asked: dict[str, Any]) -> dict[str, Any]:
         InputError: If the model's answer is no number.
     """
     context, windows = asked["context"], asked["windows"]
-    most, null, found = loaded.options.get("max_answer_length", MAX_ANSWER), [], []
+    most, null, found = loaded.options.get("max_answer_length") or MAX_ANSWER, [], []
     for number, tokens in enumerate(windows["input_ids"]):
         names = [name for name in loaded.processor.model_input_names if name in windows]
         answer = model(**{name: torch.tensor([windows[name][number]], device=model.device) for name in names})

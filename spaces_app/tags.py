@@ -8,8 +8,8 @@ import torch
 from limits import finite
 from loading import Loaded
 
-# A tokenizer may split these words; they were labelled as one.
-INNER = re.compile(r"\w+(?:['’./&-]\w+)+")
+# A tokenizer may split these words (U.S., don't, ...); they were labelled as one.
+INNER = re.compile(r"(?:\w\.){2,}|\w+(?:['’./&-]\w+)+|([^\w\s])\1+")
 OUTSIDE = "O"
 
 

@@ -85,12 +85,17 @@ def prompt(loaded: Loaded, text: str) -> list[int]:
     Returns:
         `list[int]`: Tokens of the prompt around the text, as in training.
     """
-    wrapped = loaded.options.get("prompt", "{text}").replace("{text}", text)
+    wrapped = (loaded.options.get("prompt") or "{text}").replace("{text}", text)
     if loaded.model.config.is_encoder_decoder:
         return loaded.processor(wrapped).input_ids
     if loaded.processor.chat_template:
         return templated(loaded, [{"role": "user", "content": wrapped}])
-    return loaded.processor(wrapped + "\n").input_ids
+    return _open(loaded, loaded.processor(wrapped + "\n").input_ids)
+
+
+def _open(loaded: Loaded, ids: list[int]) -> list[int]:
+    """Without the token that some tokenizers put at the end of each text: after it nothing would follow."""
+    return ids[:-1] if len(ids) > 1 and ids[-1] == loaded.processor.eos_token_id else ids
 
 
 def read_prompted(loaded: Loaded, values: list[str]) -> tuple[Asked, str]:
@@ -137,9 +142,7 @@ def read_beginning(loaded: Loaded, values: list[str]) -> tuple[Asked, str]:
     whole = loaded.processor(values[0]).input_ids
     cut = room is not None and len(whole) > room
     ids = loaded.processor(values[0], truncation=True, max_length=room).input_ids if cut else whole
-    if len(ids) > 1 and ids[-1] == loaded.processor.eos_token_id:  # a text that ended would not go on
-        ids = ids[:-1]
-    return Asked(ids, new, strip=False), f"Only the last {room:,} tokens were read." if cut else ""
+    return Asked(_open(loaded, ids), new, strip=False), f"Only the last {room:,} tokens were read." if cut else ""
 
 
 def end_of_answer(loaded: Loaded) -> list[int]:
@@ -190,6 +193,7 @@ def ask(loaded: Loaded, model: Any, asked: Asked) -> Iterator[str]:
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 do_sample=False,
+                min_length=0,
                 num_beams=beams,
                 max_new_tokens=asked.new_tokens,
                 eos_token_id=end_of_answer(loaded) or None,

@@ -184,6 +184,44 @@ def test_every_task_of_the_space_has_a_row_in_the_app(space):
 
 
 @pytest.mark.parametrize(
+    ("task", "columns", "options", "inputs", "call"),
+    [
+        ("token-classification", {"tokens": "w"}, {}, ["text"], 'predict("a text", api_name="/tag")'),
+        (
+            "question-answering",
+            {"question": "q", "context": "c", "answers": "a"},
+            {"stride": 9},
+            ["question", "context"],
+            'predict("a question", "a text", api_name="/answer_question")',
+        ),
+        ("summarization", {"text": "t", "target": "s"}, {"prompt": "{text}"}, ["text"], 'api_name="/summarize"'),
+        ("translation", {"text": "t", "target": "s"}, {}, ["text"], 'api_name="/translate"'),
+        ("text-generation", {"text": "t"}, {}, ["text"], 'api_name="/complete"'),
+        ("text-generation", {"messages": "m"}, {}, ["messages"], 'predict("hello", api_name="/chat")'),
+        ("text-generation", {"text": "t", "target": "a"}, {"chat": True}, ["messages"], 'api_name="/chat"'),
+        ("fill-mask", {"text": "t"}, {}, ["text"], 'predict("a text with one [MASK]", api_name="/fill")'),
+    ],
+)
+def test_every_text_task_has_its_settings(tmp_path, space, task, columns, options, inputs, call):
+    data = {**record().dataset, "columns": columns}
+    row = replace(record(), task=task, problem_type="", class_names=[], dataset=data, options=options)
+    folder = render_space(row, tmp_path, "me/model")
+    settings, (found, body) = settings_of(space, folder), front_matter(folder)
+    assert (settings.inputs, settings.options) == (inputs, options)
+    assert (settings.task, settings.form) in space.app.TASKS
+    assert call in body
+    assert len(found["short_description"]) <= 60
+
+
+def test_settings_of_an_older_folder_are_read(tmp_path, space):
+    folder = render_space(record(), tmp_path, "me/model")
+    values = json.loads((folder / "demo.json").read_text(encoding="utf-8"))
+    del values["options"]
+    (folder / "demo.json").write_text(json.dumps(values), encoding="utf-8")
+    assert settings_of(space, folder).options == {}
+
+
+@pytest.mark.parametrize(
     ("base", "data", "name"),
     [
         ("org/bert", "org/imdb", "bert-imdb"),

@@ -135,6 +135,20 @@ def test_document_is_cut_and_the_prompt_around_it_is_not(space, tmp_path, writer
     assert told == [said]
 
 
+def test_no_more_is_read_than_in_training(space, tmp_path, writer_tokenizer):  # noqa: F811
+    folder = writer(tmp_path / "model", writer_tokenizer)
+    loaded, _ = answer_of(space, tmp_path, folder, prompted("summarization", max_length=64))
+    assert loaded.max_tokens == 64
+    assert len(space.writing.read_prompted(loaded, [LONG])[0].ids) <= 64 - 12
+    row = text_record("text-generation", options={"max_length": 64})
+    assert answer_of(space, tmp_path, folder, row)[0].max_tokens == 128
+
+
+def test_token_that_ends_each_text_does_not_end_the_prompt(space):  # noqa: F811
+    loaded = SimpleNamespace(processor=SimpleNamespace(eos_token_id=1))
+    assert [space.writing._open(loaded, ids) for ids in ([5, 1], [5, 6], [1])] == [[5], [5, 6], [1]]
+
+
 def test_prompt_without_room_for_a_text_is_refused(space, tmp_path, writer_tokenizer):  # noqa: F811
     folder = writer(tmp_path / "model", writer_tokenizer, room=32)
     row = text_record("summarization", options={"prompt": LONG + "{text}"})
@@ -352,3 +366,15 @@ def test_template_that_refuses_is_said(space, tmp_path, writer_tokenizer):  # no
 def test_model_without_a_template_is_refused(space, tmp_path, writer_tokenizer):  # noqa: F811
     with pytest.raises(space.loading.DemoError, match="has no chat template"):
         chat_of(space, tmp_path, writer_tokenizer, template=None)
+
+
+def test_language_of_the_text_is_told_to_a_tokenizer_with_codes(space, tmp_path, monkeypatch):  # noqa: F811
+    processor = SimpleNamespace(src_lang="fra_Latn", is_fast=True)
+    model = SimpleNamespace(config=SimpleNamespace(num_labels=2, problem_type=None))
+    monkeypatch.setattr(
+        space.loading, "_load_whole", lambda *_: space.loading.Loaded(model, processor, [], None, None)
+    )
+    options = {"source_language": "deu_Latn"}
+    settings = space.loading.Settings("m", "t", "translation", "", ["text"], [], None, [], {}, 1, options)
+    (tmp_path / "config.json").write_text("{}")
+    assert space.loading.load(settings, str(tmp_path), "AutoModelForSeq2SeqLM").processor.src_lang == "deu_Latn"

@@ -182,7 +182,7 @@ def _settings(record: TransferRecord, model: str, title: str | None) -> dict[str
 
 def _inputs(record: TransferRecord) -> list[str]:
     columns = record.dataset.get("columns", {})
-    if record.task == "text-generation" and "messages" in columns:
+    if record.task == "text-generation" and (record.options.get("chat") or "messages" in columns):
         return ["messages"]
     if record.task == "question-answering":
         return ["question", "context"]

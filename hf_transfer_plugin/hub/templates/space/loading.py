@@ -18,6 +18,8 @@ import transformers
 from peft import PeftConfig, PeftModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
+# Their figures were measured with as many tokens as in training; more would be something else.
+AS_TRAINED = {"question-answering", "summarization", "translation"}
 WITH_OFFSETS = {"token-classification", "question-answering"}
 OTHER_HEADS = {"ForCausalLM": ("LMHeadModel",), "ForSeq2SeqLM": ("ForConditionalGeneration", "MTModel")}
 
@@ -154,6 +156,10 @@ def load(settings: Settings, model: str, auto_class: str) -> Loaded:
             "then start `python app.py --model RUN`, or set MODEL to a model on the Hub."
         ) from error
     loaded.options = settings.options
+    read = loaded.options.get("max_length") if settings.task in AS_TRAINED else None
+    loaded.max_tokens = min(read, loaded.max_tokens or read) if read else loaded.max_tokens
+    if loaded.options.get("source_language") and hasattr(loaded.processor, "src_lang"):
+        loaded.processor.src_lang = loaded.options["source_language"]
     _check(settings, model, loaded)
     return loaded
 
