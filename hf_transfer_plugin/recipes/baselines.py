@@ -84,6 +84,7 @@ def _pretrained(prepared: Any, split: str) -> dict[str, float]:
         trainer = Trainer(
             model=prepared.model,
             args=args,
+            eval_dataset=prepared.encoded[split],
             processing_class=prepared.processor,
             data_collator=task.collator(prepared.processor, prepared.data),
             preprocess_logits_for_metrics=task.reduce,

@@ -12,7 +12,7 @@ from datasets import DatasetDict
 from transformers import Trainer, TrainingArguments
 
 from hf_transfer_plugin.config import TransferConfig
-from hf_transfer_plugin.recipes.measuring import Measuring, measure
+from hf_transfer_plugin.recipes.measuring import Measuring, measure, write_texts
 from hf_transfer_plugin.recipes.preparing import encode_rows, set_up
 from hf_transfer_plugin.recipes.pretrained import load_model, load_processor, readable_length
 from hf_transfer_plugin.record import TransferRecord, write_atomically
@@ -145,6 +145,9 @@ def _predict(
     rows = len(data.splits[chosen])
     samples = rows if task.measures_texts or not labelled else errors
     writes = samples if task.generate is not None else 0
+    if writes and not labelled:
+        texts = write_texts(trainer, task, data, data.splits[chosen])
+        return data, chosen, {}, Outcome(data.splits[chosen], encoded[chosen], None, texts)
     measuring = Measuring(trainer, task, data, chosen, encoded[chosen], writes=writes)
     return data, chosen, *measure(trainer, measuring, "eval")
 

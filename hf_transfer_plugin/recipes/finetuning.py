@@ -42,6 +42,8 @@ class _ResumeAlike(TrainerCallback):
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Draws the order of the rows from seed and epoch; Trainer groups by length with what was random before."""
         sampler = kwargs["train_dataloader"]
+        if hasattr(sampler.collate_fn, "set_epoch"):
+            sampler.collate_fn.set_epoch(int(state.epoch or 0))
         while getattr(sampler, "batch_sampler", None) is not None:
             sampler = sampler.batch_sampler
         sampler = getattr(sampler, "sampler", None)
