@@ -1,5 +1,6 @@
 """The Spaces of all text tasks as visitors meet them: asked by a client and in a browser."""
 
+import re
 import sys
 
 import pytest
@@ -43,6 +44,10 @@ def app(served, tmp_path_factory, tokenizer, writer_tokenizer):  # noqa: F811
                 examples=[TALK],
                 base_model_id=writer(work / "base", writer_tokenizer, template=TEMPLATE, seed=1, room=400, **long),
             ),
+        ),
+        "endless": lambda f: (
+            writer(f, writer_tokenizer, template=TEMPLATE, room=100_000, max_new_tokens=40_000, suppress_tokens=[1, 2]),
+            text_record("text-generation", dataset=CHAT, examples=[TALK]),
         ),
         "mask": lambda f: (encoder(f, tokenizer, "fill-mask"), text_record("fill-mask")),
     }
@@ -174,7 +179,7 @@ def test_page_answers_without_accessibility_faults(app, page, kind):  # noqa: F8
     assert faults(page) in {"", "[]"}
 
 
-def test_chat_page_talks_stops_and_forgets(app, page):  # noqa: F811
+def test_chat_page_talks_and_forgets(app, page):  # noqa: F811
     from playwright.sync_api import expect
 
     open_page(page, app("chat")[0])
@@ -201,3 +206,24 @@ def test_chat_page_talks_stops_and_forgets(app, page):  # noqa: F811
     expect(log.locator(".user")).to_have_count(0)
     page.get_by_role("button", name="Send").click()
     expect(page.get_by_text("Message is empty. Type something, or choose an example.")).to_be_visible()
+
+
+def test_stop_ends_an_answer_that_would_not_end(app, browser):  # noqa: F811
+    from playwright.sync_api import expect
+
+    page = browser.new_page()  # noqa: F811
+    open_page(page, app("endless")[0])
+    page.get_by_label("Message", exact=True).fill("is it fun")
+    page.get_by_role("button", name="Send").click()
+    bot = page.get_by_role("log").locator(".bot").last
+    expect(bot).to_contain_text(re.compile(r"\S.{60}"))
+    page.get_by_role("button", name="Stop").click()
+    page.wait_for_timeout(1000)
+    answer = bot.inner_text()
+    page.wait_for_timeout(1000)
+    assert bot.inner_text() == answer
+    page.get_by_label("Message", exact=True).fill("and now")
+    page.get_by_role("button", name="Send").click()
+    expect(page.get_by_role("log").locator(".bot")).to_have_count(2)  # the model is free for the next question
+    page.get_by_role("button", name="Stop").click()
+    page.close()
