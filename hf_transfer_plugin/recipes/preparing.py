@@ -110,11 +110,6 @@ def prepare(
         return processor, *load_model(config, task, data, processor)
 
     processor, model, new_weights = in_turn(load)
-    if new_weights and task.pretrained_head:
-        logger.warning(
-            "The head of %s for %s is new and random: %r brings none.", type(model).__name__, task.name, config.model
-        )
-
     def encode() -> tuple[LayerGroups, DatasetDict, int]:
         groups = discover_layer_groups(model)
         ever_learning_names(strategy, model, groups)
@@ -129,6 +124,10 @@ def prepare(
         return groups, encoded, overlong
 
     groups, encoded, overlong = together(encode)
+    if new_weights and task.pretrained_head:
+        logger.warning(
+            "The head of %s for %s is new and random: %r brings none.", type(model).__name__, task.name, config.model
+        )
     return Prepared(
         config, args, task, data, encoded, overlong, processor, model, new_weights, groups, strategy, rates, loaded
     )
