@@ -91,7 +91,7 @@ RUNS = (
         "brown-pos",
         WORDS,
         "other",
-        headline=("token_accuracy", "f1_macro"),
+        headline=("accuracy", "f1_macro"),
     ),
     Run(
         "names",
@@ -100,7 +100,7 @@ RUNS = (
         "brown-names",
         WORDS,
         "other",
-        headline=("entity_f1", "token_accuracy"),
+        headline=("entity_f1", "accuracy"),
     ),
     Run(
         "spans",

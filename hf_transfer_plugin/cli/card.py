@@ -19,7 +19,7 @@ def run(argv: Sequence[str]) -> int:
     """
     parser = parser_for(
         "card",
-        "Renders README.md, the model card, and schedule.png of a run again from its transfer_record.json.",
+        "Renders README.md, the model card, and the plots of a run again from its transfer_record.json.",
         "hf-transfer-plugin card quickstart-run --model jane/movie-reviews",
     )
     parser.add_argument("run", help="run folder")
@@ -28,7 +28,7 @@ def run(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--print", action="store_true", help="print the card and write nothing")
     options = parser.parse_args(argv)
-    from hf_transfer_plugin.hub import checked_repo, render_card, render_schedule
+    from hf_transfer_plugin.hub import checked_repo, render_card, render_plots
     from hf_transfer_plugin.record import TransferRecord
 
     record = TransferRecord.load(options.run)
@@ -39,7 +39,7 @@ def run(argv: Sequence[str]) -> int:
         print(render_card(record, model=options.model))
         return 0
     folder = Path(record.path).parent
-    render_schedule(record, folder / "schedule.png")
+    render_plots(record, folder)
     render_card(record, folder / "README.md", model=options.model)
     print(f"Written: {folder / 'README.md'}")
     return 0

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from hf_transfer_plugin.hub.plots import INK, LEARNING, drawing, plain, save
+from hf_transfer_plugin.hub.plots import INK, LEARNING, drawing, plain, render_schedule, save
 from hf_transfer_plugin.record import TransferRecord
 
 GAP = "#d1495b"
@@ -11,6 +11,22 @@ COUNTED, NAMED = 20, 60  # classes up to which a cell has room for its count, an
 LONGEST = 24
 LETTER = 0.075  # inches, with a margin
 SHARES = (0, 0.02, 0.1, 0.25, 0.5, 1)
+
+
+def render_plots(record: TransferRecord, folder: str | Path) -> None:
+    """
+    Draws everything that a record tells in pictures: `schedule.png`, `reliability.png` and `confusion.png`, as far as
+    it does.
+
+    Args:
+        record (`TransferRecord`):
+            The record.
+        folder (`str` or `Path`):
+            Where the pictures go.
+    """
+    render_schedule(record, Path(folder) / "schedule.png")
+    render_reliability(record, Path(folder) / "reliability.png")
+    render_confusion(record, Path(folder) / "confusion.png")
 
 
 def render_reliability(record: TransferRecord, path: str | Path) -> Path | None:

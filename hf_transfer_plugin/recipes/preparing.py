@@ -110,6 +110,7 @@ def prepare(
         return processor, *load_model(config, task, data, processor)
 
     processor, model, new_weights = in_turn(load)
+
     def encode() -> tuple[LayerGroups, DatasetDict, int]:
         groups = discover_layer_groups(model)
         ever_learning_names(strategy, model, groups)
@@ -189,7 +190,6 @@ def _check(config: TransferConfig, args: TrainingArguments, task: Task) -> tuple
     """Strategy and learning rates, if nothing stands against them."""
     gather(
         lambda: require_used(config, task),
-        lambda: _require_solvable(config, task),
         lambda: build_strategy(config, task),
         lambda: check_processes(args),
         lambda: check_folder(config, args),
@@ -197,17 +197,13 @@ def _check(config: TransferConfig, args: TrainingArguments, task: Task) -> tuple
         lambda: check_push(config, args),
     )
     strategy, rates = build_strategy(config, task)
-    require_evaluation(strategy, args)
-    return strategy, rates
-
-
-def _require_solvable(config: TransferConfig, task: Task) -> None:
-    strategy, _ = build_strategy(config, task)
     if isinstance(strategy, LinearProbeThenFineTune) and not task.probe:
-        raise ValueError(
+        raise ConfigError([
             f"`strategy` 'lp-ft' solves an output layer of classes, which {task.name} has not. Use `full` or "
             "`gradual-unfreezing`."
-        )
+        ])
+    require_evaluation(strategy, args)
+    return strategy, rates
 
 
 def _read(

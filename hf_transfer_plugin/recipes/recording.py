@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from hf_transfer_plugin.callbacks import FreezingCallback
-from hf_transfer_plugin.hub import render_card, render_confusion, render_reliability, render_schedule
+from hf_transfer_plugin.hub import render_card, render_plots
 from hf_transfer_plugin.record import TransferRecord
 from hf_transfer_plugin.tasks import Outcome
 
@@ -132,9 +132,7 @@ def write_run(record: TransferRecord, folder: Path) -> None:
             The run folder.
     """
     record.save(folder)
-    render_schedule(record, folder / "schedule.png")
-    render_reliability(record, folder / "reliability.png")
-    render_confusion(record, folder / "confusion.png")
+    render_plots(record, folder)
     render_card(record, folder / "README.md")
 
 
