@@ -46,7 +46,9 @@ def app(served, tmp_path_factory, tokenizer, writer_tokenizer):  # noqa: F811
             ),
         ),
         "endless": lambda f: (
-            writer(f, writer_tokenizer, template=TEMPLATE, room=100_000, max_new_tokens=40_000, suppress_tokens=[1, 2]),
+            writer(
+                f, writer_tokenizer, template=TEMPLATE, room=100_000, max_new_tokens=40_000, suppress_tokens=[1, 2]
+            ),
             text_record("text-generation", dataset=CHAT, examples=[TALK]),
         ),
         "mask": lambda f: (encoder(f, tokenizer, "fill-mask"), text_record("fill-mask")),
