@@ -228,6 +228,52 @@ def test_rows_of_a_trained_model():
     assert found.columns == {"question": "question", "context": "context"}
 
 
+@pytest.mark.parametrize(
+    "given",
+    [{"text": ["Paris "], "answer_start": [3]}, {"text": [" Paris"], "answer_start": [2]}, " Paris "],
+    ids=["after", "before", "no place"],
+)
+def test_spaces_around_a_true_answer_are_left_out(given, processor):
+    data = read(answered(given, context="in Paris we live now"))
+    assert data.splits["train"][0]["answers"] == {"text": ["Paris"], "answer_start": [3]}
+    (features,) = TASK.encode(data, processor, 32, None)[0]["train"]
+    start, end = features["start_positions"], features["end_positions"]
+    assert (features["offset_mapping"][start], features["offset_mapping"][end]) == ([3, 8], [3, 8])
+
+
+def test_places_may_stand_in_a_column_beside_the_texts(tmp_path):
+    file = tmp_path / "train.csv"
+    file.write_text("question,context,answer,answer_start\nq?,b a a,a,4\nq?,b a a,,\nq?,b a a,a,\n")
+    found = read(load_splits(config(file))["train"]).splits["train"]["answers"]
+    assert [answer["answer_start"] for answer in found] == [[4], [], [2]]
+    several = answered(["a", "b"], [], context="b a a").add_column("answer_start", [[4, 0], []])
+    found = read(several).splits["train"]["answers"]
+    assert list(found) == [{"text": ["a", "b"], "answer_start": [4, 0]}, {"text": [], "answer_start": []}]
+    nested = answered({"text": ["Rome"], "answer_start": [14]}).add_column("answer_start", [3])
+    assert read(nested).splits["train"][0]["answers"]["answer_start"] == [14]
+
+
+@pytest.mark.parametrize(("start", "what"), [(1, "has 'a' at 1, where ' ' stands"), (2.5, "must be .* 2.5")])
+def test_wrong_places_beside_the_texts_are_refused(start, what):
+    with pytest.raises(ValueError, match=what):
+        read(answered("a", context="b a a").add_column("answer_start", [start]))
+
+
+def test_a_test_split_with_hidden_answers_is_left_out(caplog):
+    data = read(validation=rows(), test=answered("", ""))
+    assert sorted(data.splits) == ["train", "validation"]
+    assert "The test split has no answers in 'answers', but every training row has one" in caplog.text
+    learnt = read(answered("", "Rome"), test=answered("", ""))
+    assert sorted(learnt.splits) == ["test", "train"]
+    held = read(rows(["q?"] * 10, [CONTEXT] * 10, ["Ann"] * 10), test=answered(""), validation_fraction=0.2)
+    assert sorted(held.splits) == ["train", "validation"]
+
+
+def test_hidden_answers_that_leave_nothing_to_measure_are_refused():
+    with pytest.raises(ValueError, match="`validation_fraction` is 0 and there is no test split, so nothing could be"):
+        read(test=answered("", ""))
+
+
 # SQuAD's files
 
 

@@ -16,7 +16,7 @@ from hf_transfer_plugin.tasks.base import Outcome, Task, TaskData
 from hf_transfer_plugin.tasks.columns import check_texts, choose_columns
 from hf_transfer_plugin.tasks.excerpts import excerpt
 from hf_transfer_plugin.tasks.splitting import hold_out
-from hf_transfer_plugin.tasks.squad import read_answers
+from hf_transfer_plugin.tasks.squad import read_answers, with_places, without_hidden_answers
 from hf_transfer_plugin.tasks.windows import best_spans, encode
 from hf_transfer_plugin.tasks.word_alignment import require_fast
 
@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 QUESTION_COLUMNS = ("question", "query")
 CONTEXT_COLUMNS = ("context", "passage", "paragraph", "text", "document")
 ANSWER_COLUMNS = ("answers", "answer")
+PLACE_COLUMN = "answer_start"
 SENTENCE = re.compile(r"[^.!?\n]+[.!?]*")
 SHORT_CONTEXT = 600
 
@@ -32,8 +33,10 @@ SHORT_CONTEXT = 600
 def read(splits: DatasetDict, config: TransferConfig, seed: int) -> TaskData:
     """
     Checks the rows and brings them into the columns `question`, `context` and `answers`, the last as
-    `{"text": [...], "answer_start": [...]}`. An answer that is given as text alone is looked for in the context, and
-    its first occurrence taken. Where validation is held out of train, no context is in both, if there are enough.
+    `{"text": [...], "answer_start": [...]}`. An answer that is given as text alone stands where the column
+    `answer_start` says; without one it is looked for in the context, and its first occurrence taken. A test split
+    whose answers are hidden is left out. Where validation is held out of train, no context is in both, if there are
+    enough.
 
     Args:
         splits (`DatasetDict`):
@@ -48,10 +51,11 @@ def read(splits: DatasetDict, config: TransferConfig, seed: int) -> TaskData:
         training rows have no answer.
 
     Raises:
-        ValueError: If a column is missing, or questions, contexts or answers are unusable.
+        ValueError: If a column is missing, questions, contexts or answers are unusable, or nothing could be measured.
     """
     columns = _checked_columns(splits, config, labelled=True)
-    plain, held_out = _hold_out(_plain(splits, columns), config, seed)
+    usable = without_hidden_answers(_plain(splits, columns), columns["answers"], config.validation_fraction)
+    plain, held_out = _hold_out(usable, config, seed)
     empty = {split: sum(not answer["text"] for answer in rows["answers"]) for split, rows in plain.items()}
     if empty["train"] == len(plain["train"]):
         raise ValueError(
@@ -114,6 +118,8 @@ def _plain(splits: DatasetDict, columns: dict[str, str]) -> DatasetDict:
     for split, rows in splits.items():
         values = {role: list(rows[column]) for role, column in columns.items()}
         if "answers" in columns:
+            if PLACE_COLUMN in rows.column_names:
+                values["answers"] = with_places(values["answers"], rows[PLACE_COLUMN])
             values["answers"] = read_answers(split, values["context"], values["answers"], columns["answers"])
         plain[split] = Dataset.from_dict(values)
     return plain

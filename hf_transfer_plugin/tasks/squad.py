@@ -1,12 +1,15 @@
 """Questions and answers as SQuAD writes them: its files, the column of answers, and what is wrong with them."""
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Features, Value
+from datasets import Dataset, DatasetDict, Features, Value
 from datasets import List as ListFeature
+
+logger = logging.getLogger(__name__)
 
 HEAD = 2**16
 SQUAD_FEATURES = Features({
@@ -106,8 +109,8 @@ def read_answers(split: str, contexts: Sequence[str], answers: Sequence[Any], co
             The contexts.
         answers (`Sequence`):
             Of each row `{"text": [...], "answer_start": [...]}`, a list of `{"text": ..., "answer_start": ...}`, a
-            text or several texts. A text without a place stands for its first occurrence in the context. No answer is
-            an empty list or text, or nothing.
+            text or several texts. A text without a place stands for its first occurrence in the context. Spaces around
+            a text are left out. No answer is an empty list or text, or nothing.
         column (`str`):
             Their column.
 
@@ -127,9 +130,70 @@ def read_answers(split: str, contexts: Sequence[str], answers: Sequence[Any], co
                 f"texts, or the answer as text, but {where} has {_short(answer)}. Correct it, or name another "
                 "`--answers_column`."
             )
+        spans = [_without_spaces(text, start) for text, start in spans]
         places = [_place(context, text, start, where, column) for text, start in spans]
         found.append({"text": [text for text, _ in spans], "answer_start": places})
     return found
+
+
+def with_places(answers: Sequence[Any], starts: Sequence[Any]) -> list[Any]:
+    """
+    Joins answers that are text alone with the places of a column beside them.
+
+    Args:
+        answers (`Sequence`):
+            Answers as [`read_answers`] takes them.
+        starts (`Sequence`):
+            Of each row where its text begins, or where each of its texts does; nothing where that is not known.
+
+    Returns:
+        `list`: `{"text": ..., "answer_start": ...}` for texts; other answers have their places already.
+    """
+    found = []
+    for answer, start in zip(answers, starts, strict=True):
+        texts = answer if isinstance(answer, list) else [answer]
+        plain = bool(texts) and all(isinstance(text, str) and text.strip() for text in texts)
+        found.append({"text": answer, "answer_start": _whole(start)} if plain else answer)
+    return found
+
+
+def _whole(start: Any) -> Any:
+    """A column of numbers with empty cells is read as fractions, and empty cells as nan."""
+    if isinstance(start, float):
+        return None if start != start else int(start) if start.is_integer() else start
+    return start
+
+
+def without_hidden_answers(splits: DatasetDict, column: str, validation_fraction: float) -> DatasetDict:
+    """
+    Leaves out a test split whose answers are kept secret: none of its rows has one, but every training row has.
+
+    Args:
+        splits (`DatasetDict`):
+            Rows with `answers` as [`read_answers`] gives them.
+        column (`str`):
+            Their column in the data.
+        validation_fraction (`float`):
+            Share of the training rows that will be held out where there is no validation split.
+
+    Returns:
+        `DatasetDict`: The splits to use.
+
+    Raises:
+        ValueError: If nothing is left to measure on.
+    """
+    test = splits.get("test")
+    if test is None or any(answer["text"] for answer in test["answers"]):
+        return splits
+    if not all(answer["text"] for answer in splits["train"]["answers"]):
+        return splits
+    logger.warning("The test split has no answers in %r, but every training row has one: it is left out.", column)
+    if not validation_fraction and "validation" not in splits:
+        raise ValueError(
+            "`validation_fraction` is 0 and there is no test split, so nothing could be measured. Give a validation "
+            "split, or a test split with answers."
+        )
+    return DatasetDict({split: rows for split, rows in splits.items() if split != "test"})
 
 
 def _spans(answer: Any) -> list[tuple[str, int | None]] | None:
@@ -150,6 +214,11 @@ def _spans(answer: Any) -> list[tuple[str, int | None]] | None:
     typed = all(isinstance(text, str) and text.strip() for text, _ in parts)
     placed = all(start is None or (isinstance(start, int) and not isinstance(start, bool)) for _, start in parts)
     return parts if typed and placed else None
+
+
+def _without_spaces(text: str, start: int | None) -> tuple[str, int | None]:
+    """Spaces around an answer would be counted to the words beside it."""
+    return text.strip(), start if start is None else start + len(text) - len(text.lstrip())
 
 
 def _place(context: str, text: str, start: int | None, where: str, column: str) -> int:
