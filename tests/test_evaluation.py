@@ -10,9 +10,12 @@ from datasets import Dataset, DatasetDict
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainingArguments, ViTConfig, ViTModel
 
 from hf_transfer_plugin.cli import main as cli
+from hf_transfer_plugin.cli.train import parse
 from hf_transfer_plugin.config import ConfigError, TransferConfig
 from hf_transfer_plugin.recipes import evaluate_run, finetune, predict_run
+from hf_transfer_plugin.recipes.defaults import with_defaults
 from hf_transfer_plugin.record import TransferRecord
+from hf_transfer_plugin.tasks import TASKS
 from tests.conftest import BAD, GOOD
 
 
@@ -141,3 +144,54 @@ def test_evaluating_never_may_be_typed_where_there_is_nothing_to_evaluate_on(tmp
     config = TransferConfig(model=model_folder, dataset="memory", validation_fraction=0)
     record = finetune(config, args, splits=DatasetDict({"train": rows, "test": rows}), explicit=("eval_strategy",))
     assert record.metrics_split == "test"
+
+
+def test_given_columns_stay_beside_the_answers(run, tmp_path):
+    rows = {"id": [7, 8], "review": ["a fine warm film", "a dull cold film"], "note": [["x"], []]}
+    Dataset.from_dict(rows).to_json(str(tmp_path / "new.jsonl"))
+    predict_run(run / "run", tmp_path / "new.jsonl", tmp_path / "out.jsonl", text_column="review")
+    found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [list(row) for row in found] == [["id", "review", "note", "prediction", "score", "probabilities"]] * 2
+    assert [row["note"] for row in found] == [["x"], []]
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        {"dataloader_drop_last": True},
+        {"batch_eval_metrics": True},
+        {"prediction_loss_only": True},
+        {"eval_do_concat_batches": False},
+    ],
+)
+def test_arguments_that_keep_outputs_back_are_refused(tmp_path, model_folder, reviews_file, flag):
+    args = TrainingArguments(str(tmp_path / "run"), use_cpu=True, report_to="none", **flag)
+    with pytest.raises(ConfigError, match=f"`{next(iter(flag))}` keeps Trainer from giving the outputs for every row"):
+        finetune(TransferConfig(model=model_folder, dataset=reviews_file), args)
+
+
+def test_given_arguments_win_over_those_of_a_task(tmp_path):
+    task = TASKS["summarization"]
+    args = TrainingArguments(str(tmp_path), per_device_train_batch_size=16, use_cpu=True, report_to="none")
+    found = with_defaults(args, (), task)
+    assert found.per_device_train_batch_size == 16
+    assert found.per_device_eval_batch_size == task.arguments["per_device_eval_batch_size"]
+    _, typed, _ = parse(["--task", "summarization", "--model", "m", "--dataset", "d", "--output_dir", "o"])
+    assert typed.per_device_train_batch_size == task.arguments["per_device_train_batch_size"]
+    words = ["--task", "summarization", "--model", "m", "--dataset", "d", "--output_dir", "o"]
+    _, typed, _ = parse([*words, "--per_device_train_batch_size", "16"])
+    assert typed.per_device_train_batch_size == 16
+
+
+def test_hidden_labels_of_test_leave_nothing_to_measure(tmp_path, model_folder, reviews_file):
+    rows = Dataset.from_csv(reviews_file)
+    hidden = Dataset.from_dict({"text": list(rows["text"]), "label": [-1] * len(rows)})
+    args = TrainingArguments(str(tmp_path / "run"), max_steps=1, use_cpu=True, report_to="none")
+    config = TransferConfig(model=model_folder, dataset="memory", validation_fraction=0)
+    with pytest.raises(ValueError, match="there is no test split, so nothing could be measured"):
+        finetune(config, args, splits=DatasetDict({"train": rows, "test": hidden}))
+
+
+def test_only_logits_are_kept_of_several_outputs():
+    logits, states = torch.zeros(4, 2), torch.zeros(4, 9, 16)
+    assert TASKS["text-classification"].reduce((logits, states), None) is logits

@@ -149,3 +149,39 @@ def test_processes_share_the_writing(tmp_path):
     assert done.returncode == 0, done.stderr[-4000:]
     (prompts, first), (_, second) = (json.loads((tmp_path / str(rank)).read_text()) for rank in (0, 1))
     assert first == second == write_texts(tiny_llama(), byte_tokenizer(), prompts, 5, 8, title="Writing")
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(("name", "model"), [("summarization", "t5"), ("fill-mask", "bert")])
+def test_processes_train_in_step_after_measuring_the_model_before(tmp_path, folders, name, model):
+    root = Path(__file__).parents[1]
+    Dataset.from_dict(ROWS[name]).to_json(str(tmp_path / "rows.jsonl"))
+    flags = {
+        "task": name,
+        "model": str(folders / model),
+        "dataset": str(tmp_path / "rows.jsonl"),
+        "output_dir": str(tmp_path / "run"),
+        "max_length": "24",
+        "max_steps": "4",
+        "save_steps": "2",
+        "save_strategy": "steps",
+        "baselines": "true",
+        "validation_fraction": "0.3",
+        "use_cpu": "true",
+        "report_to": "none",
+        **({"max_target_length": "8"} if name == "summarization" else {}),
+    }
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+    words = [word for flag, value in flags.items() for word in (f"--{flag}", value)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(
+        [*command, "hf_transfer_plugin", "train", *words],
+        env={**environment, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    record = json.loads((tmp_path / "run" / "transfer_record.json").read_text())
+    assert record["hardware"]["processes"] == 2
+    assert "perplexity" in record["baselines"]["pretrained"]

@@ -11,7 +11,8 @@ from hf_transfer_plugin.config import ConfigError, TransferConfig, read_config_f
 EXAMPLE = """Example:
   hf-transfer-plugin train --model sentence-transformers/all-MiniLM-L6-v2 --dataset reviews.csv --output_dir my-run
 
-Defaults shown here that differ from Trainer's were measured (benchmarks/strategies.py); a typed flag wins.
+Defaults shown here that differ from Trainer's were measured (benchmarks/strategies.py); tasks that write or guess
+words take smaller batches. A typed flag wins.
 `--config run.yaml` gives flags as a file, which typed flags override."""
 
 
@@ -55,6 +56,7 @@ def parse(argv: Sequence[str]) -> tuple[TransferConfig, Any, set[str]]:
     from transformers import HfArgumentParser, Seq2SeqTrainingArguments
 
     from hf_transfer_plugin.recipes import DEFAULT_ARGUMENTS
+    from hf_transfer_plugin.tasks import TASKS
 
     class Parser(HfArgumentParser, OneLineParser):
         """Transformers' parser with one-sentence errors."""
@@ -85,6 +87,7 @@ def parse(argv: Sequence[str]) -> tuple[TransferConfig, Any, set[str]]:
     if values["load_best_model_at_end"] and values["eval_strategy"] != "no" and "save_strategy" not in explicit:
         values["save_strategy"] = values["eval_strategy"]
     config = TransferConfig(**{f.name: values[f.name] for f in dataclasses.fields(TransferConfig)})
+    values |= {name: value for name, value in TASKS[config.task].arguments.items() if name not in explicit}
     names = [f.name for f in dataclasses.fields(Seq2SeqTrainingArguments) if f.init]
     try:
         args = Seq2SeqTrainingArguments(**{name: values[name] for name in names if name in values})

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from transformers import Trainer
 
+from hf_transfer_plugin.callbacks.ranks import together
 from hf_transfer_plugin.features import extract_features, solve_linear_head
 from hf_transfer_plugin.recipes.measuring import Measuring, measure
 from hf_transfer_plugin.tasks import Outcome
@@ -28,19 +29,21 @@ def measure_baselines(prepared: Any, split: str) -> dict[str, dict[str, float]]:
     Returns:
         `dict[str, dict[str, float]]`: Metrics and `seconds` of each, by name.
     """
-    started = time.perf_counter()
-    name, metrics = prepared.task.baseline(prepared.data, split, prepared.encoded)
-    found = {name: {**metrics, "seconds": time.perf_counter() - started}}
-    if not prepared.config.baselines:
-        return found
-    possible = {
-        "linear_probe": prepared.task.probe,
-        "pretrained": prepared.task.pretrained_head and not prepared.new_weights,
-    }
-    for name, measured in (("linear_probe", _probe), ("pretrained", _pretrained)):
-        if possible[name]:
+    data, task = prepared.data, prepared.task
+
+    def without_training() -> dict[str, dict[str, float]]:
+        started = time.perf_counter()
+        name, metrics = task.baseline(data, split, prepared.encoded)
+        found = {name: {**metrics, "seconds": time.perf_counter() - started}}
+        if prepared.config.baselines and task.probe:
             started = time.perf_counter()
-            found[name] = {**measured(prepared, split), "seconds": time.perf_counter() - started}
+            found["linear_probe"] = {**_probe(prepared, split), "seconds": time.perf_counter() - started}
+        return found
+
+    found = together(without_training)
+    if prepared.config.baselines and task.pretrained_head and not prepared.new_weights:
+        started = time.perf_counter()
+        found["pretrained"] = {**_pretrained(prepared, split), "seconds": time.perf_counter() - started}
     return found
 
 
@@ -78,12 +81,12 @@ def _by_token(logits: np.ndarray, labels: Sequence[Sequence[int]]) -> np.ndarray
 
 
 def _pretrained(prepared: Any, split: str) -> dict[str, float]:
-    """The model with the head that it came with, before any training."""
-    task, args = prepared.task, prepared.args
+    """The model with the head that it came with, before any training; left as it was."""
+    task, model = prepared.task, prepared.model
     with torch.random.fork_rng():
         trainer = Trainer(
-            model=prepared.model,
-            args=args,
+            model=model,
+            args=prepared.args,
             eval_dataset=prepared.encoded[split],
             processing_class=prepared.processor,
             data_collator=task.collator(prepared.processor, prepared.data),
@@ -91,4 +94,8 @@ def _pretrained(prepared: Any, split: str) -> dict[str, float]:
         )
         rows = len(prepared.data.splits[split]) if task.measures_texts else 0
         measuring = Measuring(trainer, task, prepared.data, split, prepared.encoded[split], writes=rows)
-        return measure(trainer, measuring, split)[0]
+        found = measure(trainer, measuring, split)[0]
+    # Accelerate marks what it has prepared, here without DDP, and would not prepare it again for training.
+    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    model.__dict__.pop("_is_accelerate_prepared", None)
+    return found

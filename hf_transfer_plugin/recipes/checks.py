@@ -105,6 +105,26 @@ def check_folder(config: TransferConfig, args: TrainingArguments) -> None:
             )
 
 
+def check_evaluating(args: TrainingArguments) -> None:
+    """
+    Args:
+        args (`TrainingArguments`):
+            The arguments.
+
+    Raises:
+        ValueError: If evaluation would not give the outputs for every row, in one piece.
+    """
+    wrong = [
+        name for name in ("dataloader_drop_last", "batch_eval_metrics", "prediction_loss_only") if getattr(args, name)
+    ]
+    wrong += ["eval_do_concat_batches"] if not args.eval_do_concat_batches else []
+    if wrong:
+        raise ValueError(
+            f"`{wrong[0]}` keeps Trainer from giving the outputs for every row, which the metrics are made of. Leave "
+            f"`--{wrong[0]}` out."
+        )
+
+
 def check_stopping(config: TransferConfig, args: TrainingArguments) -> None:
     """
     Args:

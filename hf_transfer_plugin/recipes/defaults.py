@@ -51,7 +51,7 @@ def with_defaults(
     changes = {
         name: value
         for name, value in {**DEFAULT_ARGUMENTS, **task.arguments}.items()
-        if name not in explicit and getattr(args, name) in (own.get(name), DEFAULT_ARGUMENTS.get(name))
+        if name not in explicit and getattr(args, name) == own.get(name)
     }
     if args.load_best_model_at_end and args.save_strategy != "best":
         # Trainer wants the two alike, and keeps only what it has evaluated.

@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from transformers import Trainer, TrainingArguments
 
 from hf_transfer_plugin.config import TransferConfig
@@ -54,9 +54,9 @@ def evaluate_run(
     Raises:
         ValueError: If run or data are missing or do not fit together.
     """
-    data, chosen, metrics, outcome = _predict(run, dataset, split, columns, batch_size, labelled=True, errors=errors)
+    data, _, metrics, outcome = _predict(run, dataset, split, columns, batch_size, labelled=True, errors=errors)
     told = TASKS[TransferRecord.load(run).task].report(data, outcome, errors)
-    return {"rows": len(outcome.rows), "split": split or chosen, "metrics": metrics, **told}
+    return {"rows": len(outcome.rows), "split": split or next(iter(data.splits)), "metrics": metrics, **told}
 
 
 def predict_run(
@@ -101,9 +101,9 @@ def predict_run(
         raise ValueError(f"`output` must end in {' or '.join(FORMATS)}, but got {output.name!r}.")
     if output.exists():
         raise ValueError(f"`output` must be a new file, but {str(output)!r} exists. Delete it or name another.")
-    data, _, _, outcome = _predict(run, str(file), split, columns, batch_size, labelled=False)
+    data, given, _, outcome = _predict(run, str(file), split, columns, batch_size, labelled=False)
     answers = TASKS[TransferRecord.load(run).task].answers(data, outcome)
-    rows = [{**row, **answer} for row, answer in zip(outcome.rows, answers, strict=True)]
+    rows = [{**row, **answer} for row, answer in zip(given, answers, strict=True)]
     write_atomically(output, _as_csv(rows) if output.suffix.lower() == ".csv" else _as_lines(rows))
     return len(rows)
 
@@ -117,11 +117,13 @@ def _predict(
     *,
     labelled: bool,
     errors: int = 0,
-) -> tuple[TaskData, str, dict[str, float], Outcome]:
+) -> tuple[TaskData, Dataset, dict[str, float], Outcome]:
+    """The rows as read and as given, metrics, and what the model gave."""
     record = TransferRecord.load(run)
     folder = Path(run) if Path(run).is_dir() else Path(run).parent
     task = TASKS[record.task]
-    data, chosen = _read(record, folder, dataset, split, columns, labelled=labelled)
+    data, given = _read(record, folder, dataset, split, columns, labelled=labelled)
+    chosen = next(iter(data.splits))
     config = TransferConfig(model=str(folder), dataset=dataset, task=record.task)
     processor = load_processor(config)
     model, _ = load_model(config, task, data, processor)
@@ -147,9 +149,9 @@ def _predict(
     writes = samples if task.generate is not None else 0
     if writes and not labelled:
         texts = write_texts(trainer, task, data, data.splits[chosen])
-        return data, chosen, {}, Outcome(data.splits[chosen], encoded[chosen], None, texts)
+        return data, given, {}, Outcome(data.splits[chosen], encoded[chosen], None, texts)
     measuring = Measuring(trainer, task, data, chosen, encoded[chosen], writes=writes)
-    return data, chosen, *measure(trainer, measuring, "eval")
+    return data, given, *measure(trainer, measuring, "eval")
 
 
 def _read(
@@ -160,8 +162,8 @@ def _read(
     columns: dict[str, Any],
     *,
     labelled: bool,
-) -> tuple[TaskData, str]:
-    """The rows of one split, read as those of the training were."""
+) -> tuple[TaskData, Dataset]:
+    """The rows of one split, read as those of the training were, and as they were given."""
     known = {f.name for f in fields(TransferConfig)}
     options = {name: value for name, value in record.options.items() if name in known}
     config = TransferConfig.from_dict({
@@ -179,18 +181,23 @@ def _read(
     if not chosen or (split is not None and chosen != "test"):
         raise ValueError(f"`split` must be one of the dataset's splits, but {dataset!r} has no {split or 'test'!r}.")
     trained = record.dataset.get("columns", {})
-    names = loaded[chosen].column_names
-    config = replace(config, **_columns_of_training(trained, config, names))
+    config = replace(config, **_columns_of_training(trained, config, _names_in(loaded[chosen])))
     data = TASKS[record.task].read_again(DatasetDict({chosen: loaded[chosen]}), config, labelled)
     # What the training came to, such as the prompt or whether there may be no answer, holds for other data too.
     data = replace(data, options={**data.options, **record.options})
-    if trained and ("text_pair" in trained) != ("text_pair" in data.columns):
+    if record.problem_type and trained and ("text_pair" in trained) != ("text_pair" in data.columns):
         what = "pairs of texts" if "text_pair" in trained else "single texts"
         raise ValueError(
             f"The run was trained on {what}, so the data must hold them too, but its columns were read as "
             f"{data.columns}. Name them with `--text_column` and `--text_pair_column`."
         )
-    return data, chosen
+    return data, loaded[chosen]
+
+
+def _names_in(rows: Dataset) -> list[str]:
+    """Columns, and the keys of those that hold objects, as translations do."""
+    inside = [key for value in (rows[0] if len(rows) else {}).values() if isinstance(value, dict) for key in value]
+    return [*rows.column_names, *inside]
 
 
 def _columns_of_training(columns: dict[str, str], config: TransferConfig, names: Iterable[str]) -> dict[str, Any]:
@@ -203,7 +210,7 @@ def _columns_of_training(columns: dict[str, str], config: TransferConfig, names:
 
 
 def _as_lines(rows: list[dict[str, Any]]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    return "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
 
 
 def _as_csv(rows: list[dict[str, Any]]) -> str:
@@ -213,7 +220,7 @@ def _as_csv(rows: list[dict[str, Any]]) -> str:
     writer.writeheader()
     for row in rows:
         writer.writerow({
-            name: value if isinstance(value, (str, int, float)) else json.dumps(value, ensure_ascii=False)
+            name: value if isinstance(value, (str, int, float)) else json.dumps(value, ensure_ascii=False, default=str)
             for name, value in row.items()
         })
     return text.getvalue()

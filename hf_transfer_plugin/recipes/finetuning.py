@@ -102,18 +102,18 @@ def finetune(
     split = "test" if "test" in prepared.encoded else "validation"
     interrupt = InterruptCallback()
 
-    def begin() -> tuple[TransferRecord, Trainer]:
+    def begin() -> TransferRecord:
         if announce is not None and args.process_index == 0:
             announce(f"The plan:\n{_plan(prepared)}")
-        record = start_record(prepared)
-        record.baselines = measure_baselines(prepared, split)
-        return record, make_trainer(prepared, interrupt)
+        return start_record(prepared)
 
     def write_config() -> None:
         if args.process_index == 0:
             write_atomically(Path(args.output_dir) / CONFIG_NAME, json.dumps(config.to_dict(), indent=2) + "\n")
 
-    record, trainer = together(begin)
+    record = together(begin)
+    record.baselines = measure_baselines(prepared, split)
+    trainer = together(lambda: make_trainer(prepared, interrupt))
     attach(
         trainer,
         schedule=prepared.strategy,

@@ -14,7 +14,13 @@ from hf_transfer_plugin.callbacks.ranks import in_turn, together
 from hf_transfer_plugin.config import ConfigError, TransferConfig, gather
 from hf_transfer_plugin.freezing import ever_learning_names
 from hf_transfer_plugin.layers import LayerGroups, discover_layer_groups
-from hf_transfer_plugin.recipes.checks import check_folder, check_processes, check_stopping, without_validation
+from hf_transfer_plugin.recipes.checks import (
+    check_evaluating,
+    check_folder,
+    check_processes,
+    check_stopping,
+    without_validation,
+)
 from hf_transfer_plugin.recipes.defaults import build_strategy, with_defaults
 from hf_transfer_plugin.recipes.pretrained import load_model, load_processor, readable_length
 from hf_transfer_plugin.recipes.sharing import check_push, pull_run
@@ -194,6 +200,7 @@ def _check(config: TransferConfig, args: TrainingArguments, task: Task) -> tuple
         lambda: check_processes(args),
         lambda: check_folder(config, args),
         lambda: check_stopping(config, args),
+        lambda: check_evaluating(args),
         lambda: check_push(config, args),
     )
     strategy, rates = build_strategy(config, task)
@@ -210,9 +217,9 @@ def _read(
     config: TransferConfig, args: TrainingArguments, task: Task, splits: DatasetDict, explicit: Collection[str]
 ) -> TaskData:
     """The checked rows; arguments that depend on them are set."""
-    if "validation" not in splits and config.validation_fraction == 0:
-        without_validation(args, splits, explicit)
     data = task.read(splits, config, args.seed)
+    if "validation" not in data.splits:
+        without_validation(args, data.splits, explicit)
     replaceable = args.metric_for_best_model in (None, "loss") and "metric_for_best_model" not in explicit
     if args.load_best_model_at_end and replaceable:
         # Trainer puts the loss where nothing was given.

@@ -313,6 +313,8 @@ TEXT_CLASSIFICATION = Task(
     examples=examples,
     best_metric=lambda data: BEST[data.problem_type],
     options=("class_names", "problem_type"),
+    # Some heads, as BART's, also return the states of every token.
+    reduce=lambda logits, labels: logits[0] if isinstance(logits, (tuple, list)) else logits,
     probe=True,
     strategy={"name": "lp-ft", "frozen": 1},
 )
