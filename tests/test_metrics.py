@@ -17,6 +17,7 @@ from hf_transfer_plugin.metrics import (
     RegressionError,
     macro_f1,
 )
+from hf_transfer_plugin.metrics import texts as text_metrics
 
 TRUE = [0, 0, 0, 1, 1, 2, 2, 2, 2, 1]
 ANSWERS = [0, 1, 0, 1, 1, 2, 0, 2, 1, 1]
@@ -56,9 +57,24 @@ def test_precision_recall_and_f1_by_hand():
 def test_averages_equal_scikit_learn(metric, name, labels):
     score = getattr(sklearn_metrics, f"{name}_score")
     found = metric().compute(predictions=ANSWERS, references=TRUE, labels=labels)
-    options = {"labels": labels, "zero_division": 0}
-    assert found[f"{name}_macro"] == pytest.approx(score(TRUE, ANSWERS, average="macro", **options))
-    assert found[f"{name}_per_class"] == pytest.approx(list(score(TRUE, ANSWERS, average=None, **options)))
+    # The average leaves class 3 out, which is nowhere; its own value is told.
+    assert found[f"{name}_macro"] == pytest.approx(score(TRUE, ANSWERS, average="macro", zero_division=0))
+    expected = score(TRUE, ANSWERS, average=None, labels=labels, zero_division=0)
+    assert found[f"{name}_per_class"] == pytest.approx(list(expected))
+
+
+@pytest.mark.parametrize(("metric", "name"), AVERAGED)
+def test_classes_that_the_data_lacks_are_not_averaged(metric, name):
+    found = metric().compute(predictions=[1, 1], references=[1, 1], labels=[0, 1, 2])
+    assert found == {f"{name}_macro": 1.0, f"{name}_per_class": [0.0, 1.0, 0.0]}
+    # A class that is only answered counts: (1 + 0) / 2, with 2 of 3 right for precision and recall of class 1.
+    found = metric().compute(predictions=[1, 1, 0], references=[1, 1, 1], labels=[0, 1, 2])
+    assert found[f"{name}_macro"] == pytest.approx({"precision": 1, "recall": 2 / 3, "f1": 4 / 5}[name] / 2)
+    rows = [[0, 1, 0], [0, 1, 0]]
+    found = metric("multilabel").compute(predictions=rows, references=rows, labels=[0, 1, 2])
+    assert found == {f"{name}_macro": 1.0, f"{name}_per_class": [0.0, 1.0, 0.0]}
+    found = metric("multilabel").compute(predictions=[[0, 0]], references=[[0, 0]], labels=[0, 1])
+    assert found[f"{name}_macro"] == 0.0
 
 
 @pytest.mark.parametrize(("metric", "name"), AVERAGED)
@@ -145,10 +161,28 @@ def test_metrics_take_batches_and_are_named_as_registered(name):
 @pytest.mark.parametrize("labels", [(TRUE, ANSWERS, 3), (TRUE, ANSWERS, 4), (ROWS_TRUE, ROWS_ANSWERS, 3)])
 def test_macro_f1_from_counts_equals_the_metric(labels):
     true, answers, classes = np.array(labels[0]), np.array(labels[1]), labels[2]
-    options = {"labels": list(range(classes)), "average": "macro", "zero_division": 0}
-    assert macro_f1(answers, true, classes) == pytest.approx(sklearn_metrics.f1_score(true, answers, **options))
+    expected = sklearn_metrics.f1_score(true, answers, average="macro", zero_division=0)
+    assert macro_f1(answers, true, classes) == pytest.approx(expected)
 
 
 def test_macro_f1_by_hand():
     # Class 0: 1 right of 1 answered and 2 true; class 1: 1 of 2 and 1; class 2 is nowhere.
-    assert macro_f1(np.array([0, 1, 1]), np.array([0, 0, 1]), 3) == pytest.approx((2 / 3 + 2 / 3 + 0) / 3)
+    assert macro_f1(np.array([0, 1, 1]), np.array([0, 0, 1]), 3) == pytest.approx((2 / 3 + 2 / 3) / 2)
+    assert macro_f1(np.array([[0, 1, 0]]), np.array([[0, 1, 0]]), 3) == 1
+    assert macro_f1(np.array([[0, 0]]), np.array([[0, 0]]), 2) == 0
+
+
+def test_bleu_has_a_tokenizer_for_languages_without_spaces(monkeypatch, caplog):
+    name = text_metrics.bleu_tokenizer
+    assert {name(code) for code in ("zh", "zh_CN", "zh-TW", "zho_Hans", "Chinese")} == {"zh"}
+    assert {name(code) for code in (None, "", "en", "deu_Latn", "es_XX", "target")} == {"13a"}
+    monkeypatch.setattr(text_metrics, "find_spec", lambda module: module)
+    assert {name(code) for code in ("ja", "ja_XX", "jpn_Jpan")} == {"ja-mecab"}
+    assert {name(code) for code in ("ko", "ko_KR", "kor_Hang")} == {"ko-mecab"}
+    assert not caplog.text
+    monkeypatch.setattr(text_metrics, "find_spec", lambda module: None)
+    assert {name(code) for code in ("ja", "jpn_Jpan", "ko", "kor_Hang")} == {"char"}
+    assert (
+        'BLEU of jpn_Jpan counts characters, since MeCab is not installed. Run `pip install "sacrebleu[ja]"`'
+        in caplog.text
+    )

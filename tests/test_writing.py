@@ -324,6 +324,23 @@ def test_baselines():
     assert found == Translation().compute(predictions=CORPUS, references=SPANISH)
 
 
+CHINESE = ["今天天气很好,我们去公园散步吧。", "他在大学学习计算机科学和数学。"]
+NEARLY = ["今天天气很好,我们去公园跑步吧。", "他在大学学习计算机科学与数学。"]
+
+
+@pytest.mark.parametrize("language", ["zh", "zh_CN", "zho_Hans", None])
+def test_bleu_of_chinese_counts_its_signs(language):
+    data = translations(
+        {"en": NEARLY, "zh": CHINESE}, source_language="en", target_column="zh", target_language=language
+    )
+    rows = data.splits["validation"]
+    sums = torch.ones(2, 3).numpy()
+    found = TRANSLATION.metrics(data, Outcome(rows, rows, sums, NEARLY))
+    assert Translation().compute(predictions=NEARLY, references=CHINESE)["bleu"] < 1
+    assert found["bleu"] == Translation().compute(predictions=NEARLY, references=CHINESE, tokenize="zh")["bleu"] > 70
+    assert TRANSLATION.baseline(data, "validation", DatasetDict())[1]["bleu"] == found["bleu"]
+
+
 @pytest.mark.parametrize("kind", [0, 1])
 def test_rows_to_predict_need_no_target(kind):
     model, processor = both()[kind]

