@@ -1,4 +1,6 @@
+import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -73,6 +75,33 @@ def test_training_rows_change_with_batch_and_epoch_but_not_with_the_random_state
     assert not torch.equal(first["labels"], collate(rows)["labels"])
 
 
+@pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_workers_that_outlive_an_epoch_see_the_next_one(start, tokenizer):
+    rows = [{"input_ids": [2, *range(5, 25), 3]}] * 4
+    collate = copy.deepcopy(Masking(tokenizer, 0.3))
+    loader = torch.utils.data.DataLoader(
+        rows, 4, collate_fn=collate, num_workers=1, persistent_workers=True, multiprocessing_context=start
+    )
+    found = []
+    for epoch in range(3):
+        collate.set_epoch(epoch)
+        (batch,) = loader
+        assert torch.equal(batch["labels"], collate(rows)["labels"])
+        found.append(batch["labels"])
+    assert not torch.equal(found[0], found[1])
+    assert not torch.equal(found[1], found[2])
+
+
+def test_masking_is_copied_with_its_epoch(tokenizer):
+    first = Masking(tokenizer, 0.3)
+    first.set_epoch(2)
+    for other in (copy.deepcopy(first), pickle.loads(pickle.dumps(first))):  # noqa: S301
+        assert other.shared_epoch.is_shared()
+        assert int(other.shared_epoch) == 2
+        other.set_epoch(5)
+    assert int(first.shared_epoch) == 2
+
+
 def test_eight_of_ten_hidden_words_become_the_mask(tokenizer):
     rows = [{"input_ids": [2, *range(5, 25), 3]}] * 500
     batch = Masking(tokenizer, 0.15)(rows)
@@ -145,6 +174,21 @@ def test_masks_are_filled_with_the_likeliest_word(tokenizer):
     assert found[0] == {"prediction": texts[0]}
     with pytest.raises(ValueError, match=r"must have \[MASK\] in place of the word to guess, but 10 of 10"):
         TASK.read_again(DatasetDict({"test": Dataset.from_dict({"text": GOOD + BAD})}), config(), False)
+
+
+def test_rows_to_predict_are_all_kept_or_refused(caplog):
+    rows = DatasetDict({"train": Dataset.from_dict({"text": ["a [MASK] film", " ", "no [MASK]"]})})
+    with pytest.raises(
+        ValueError, match=r"must hold text, but 1 of 3 .*\(row 1, counted from 0, is empty or missing\)"
+    ):
+        TASK.read_again(rows, config(), False)
+    assert not caplog.text
+    assert TASK.read_again(rows, config(), True).splits["train"]["text"] == ["a [MASK] film", "no [MASK]"]
+    assert "1 of 3 rows hold no text and are left out" in caplog.text
+    caplog.clear()
+    read([*GOOD, ""])
+    assert "1 of 6 rows of the train split hold no text and are left out" in caplog.text
+    assert "1 of 6 rows of the validation split hold" in caplog.text
 
 
 def test_examples_hide_a_word_amid_the_text():

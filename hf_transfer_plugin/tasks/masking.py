@@ -19,7 +19,8 @@ class Masking:
 
     The draw is seeded with the batch itself and the epoch. Batches are shuffled anew in each epoch, so other tokens
     are hidden each time, and a resumed run hides what it would have hidden: by the random state it would not, since
-    batches are made ahead of the step that reads them.
+    batches are made ahead of the step that reads them. The epoch lies in shared memory, so that workers of a data
+    loader that outlive an epoch see the next one.
 
     Args:
         processor (`PreTrainedTokenizerBase`):
@@ -28,15 +29,20 @@ class Masking:
             Share of the tokens that are hidden.
 
     Attributes:
-        epoch (`int`):
-            Part of the seed; [`Masking.set_epoch`] sets it.
+        shared_epoch (`torch.Tensor`):
+            Number of the epoch, a part of the seed; [`Masking.set_epoch`] sets it.
     """
 
     def __init__(self, processor: Any, probability: float) -> None:
         self.draw = DataCollatorForLanguageModeling(processor, mlm_probability=probability)
         self.pad = RightPadding(processor.pad_token_id)
         self.special = torch.tensor(sorted(set(processor.all_special_ids)))
-        self.mask, self.epoch = processor.mask_token_id, 0
+        self.mask, self.shared_epoch = processor.mask_token_id, torch.tensor(0).share_memory_()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy has its epoch in shared memory too; that of a worker is the parent's."""
+        self.__dict__.update(state)
+        self.shared_epoch.share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
         """
@@ -44,7 +50,7 @@ class Masking:
             epoch (`int`):
                 Number of the epoch that begins.
         """
-        self.epoch = epoch
+        self.shared_epoch.fill_(epoch)
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """
@@ -58,7 +64,7 @@ class Masking:
         batch = self.pad(rows)
         if "labels" not in batch:
             whole = batch["input_ids"].clone()
-            random = torch.Generator().manual_seed(zlib.crc32(whole.numpy().tobytes(), self.epoch))
+            random = torch.Generator().manual_seed(zlib.crc32(whole.numpy().tobytes(), int(self.shared_epoch)))
             fixed = torch.isin(whole, self.special) | (batch["attention_mask"] == 0)
             self.draw.generator = random
             batch["input_ids"], batch["labels"] = self.draw.torch_mask_tokens(batch["input_ids"], fixed)
