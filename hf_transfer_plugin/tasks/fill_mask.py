@@ -47,7 +47,7 @@ def read(splits: DatasetDict, config: TransferConfig, seed: int) -> TaskData:
 
 def read_again(splits: DatasetDict, config: TransferConfig, labelled: bool) -> TaskData:
     """
-    As [`read`], for a trained model: nothing is held out.
+    As [`read`], for a trained model: nothing is held out, and rows with masks are all kept.
 
     Args:
         splits (`DatasetDict`):
@@ -61,10 +61,10 @@ def read_again(splits: DatasetDict, config: TransferConfig, labelled: bool) -> T
         `TaskData`: The rows.
 
     Raises:
-        ValueError: If the column is missing or holds no text, or no mask where there must be one.
+        ValueError: If the column is missing or holds no text, or a row no mask where there must be one.
     """
     columns = choose_columns(splits, config, {"text": RAW_COLUMNS})
-    plain = read_texts(splits, columns["text"])
+    plain = read_texts(splits, columns["text"], whole=not labelled)
     for split, rows in plain.items() if not labelled else ():
         bad = [number for number, text in enumerate(rows["text"]) if not MASKS.search(text)]
         if bad:
