@@ -22,14 +22,17 @@ WRITTEN = 128
 PIPELINE = "from transformers import pipeline\n\n{call} = pipeline({task}, model={name}{extra})\n"
 
 TAGGING = """\
-words = {text}.split()
-inputs = tokenizer(words, is_split_into_words=True, truncation=True, return_tensors="pt")
+text = {text}
+inputs = tokenizer(text, truncation=True, return_offsets_mapping=True, return_tensors="pt")
+offsets = inputs.pop("offset_mapping")[0].tolist()
 with torch.no_grad():
     best = model(**inputs).logits[0].argmax(-1).tolist()
-places = inputs.word_ids()
-for place, word in enumerate(places):
-    if word is not None and word != places[place - 1]:  # the first piece of a word has its tag
-        print(words[word], model.config.id2label[best[place]])"""
+pieces = [place for place, part in enumerate(inputs.sequence_ids()) if part is not None]
+for word in re.finditer(r"\\S+", text):
+    # The first piece of a word has its tag; the space before the word may be that piece, or in it.
+    first = [at for at in pieces if offsets[at][0] < word.end() and offsets[at][1] >= word.start()][:1]
+    for place in first:  # none, if the model does not read so far
+        print(word.group(), model.config.id2label[best[place]])"""
 
 ANSWERING = """\
 question = {question}
@@ -97,7 +100,7 @@ def _tag(record: TransferRecord, name: str, adapter: bool) -> str:
     text = _quoted(_example(record, "text", ASKED))
     kind = "AutoModelForTokenClassification"
     if not any(tag.startswith(("B-", "I-")) for tag in record.class_names):
-        return _loading(record, name, adapter, kind) + TAGGING.format(text=text)
+        return "import re\n\n" + _loading(record, name, adapter, kind) + TAGGING.format(text=text)
     # The first piece of a word has its tag, as in training.
     start = _pipeline(record, name, adapter, "tag", kind, ', aggregation_strategy="first"')
     return f'{start}for span in tag({text}):\n    print(span["word"], span["entity_group"], span["score"])'
@@ -130,10 +133,10 @@ def _go_on(record: TransferRecord, name: str, adapter: bool) -> str:
     start = _pipeline(record, name, adapter, "write", "AutoModelForCausalLM")
     if not record.options.get("chat"):
         beginning = _quoted(_example(record, "text", BEGINNING))
-        return f'{start}print(write({beginning}, max_new_tokens=60)[0]["generated_text"])'
+        return f'{start}print(write({beginning}, max_new_tokens=60, do_sample=False)[0]["generated_text"])'
     message = _quoted({"role": "user", "content": _example(record, "text", ASKED)})
     limit = int(record.options.get("max_target_length") or WRITTEN)
-    ask = f'print(write(messages, max_new_tokens={limit})[0]["generated_text"][-1]["content"])'
+    ask = f'print(write(messages, max_new_tokens={limit}, do_sample=False)[0]["generated_text"][-1]["content"])'
     return f"{start}messages = [{message}]\n{ask}"
 
 
