@@ -18,6 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hf_transfer_plugin._optional import require
 from hf_transfer_plugin.hub.card import MEASURES, TEMPLATES, escape
+from hf_transfer_plugin.hub.facts import baseline_rows
 from hf_transfer_plugin.record import TransferRecord, write_atomically
 
 SPACE = TEMPLATES / "space"
@@ -198,11 +199,7 @@ def _facts(record: TransferRecord) -> dict[str, Any]:
     shown = [name for name in MEASURES if name in record.metrics and name != "loss"]
     if not shown:
         return {}
-    names = {"linear_probe": "linear probe on the frozen base model", "majority": "commonest answer"}
-    names |= {name: name.replace("_", " ") for name in record.baselines if name not in names}
-    found = {"this model": record.metrics} | {
-        text: record.baselines[n] for n, text in names.items() if n in record.baselines
-    }
+    found = {"this model": record.metrics, **dict(baseline_rows(record))}
     split = record.metrics_split
     return {
         "dataset": str(record.dataset.get("name", "the data")),

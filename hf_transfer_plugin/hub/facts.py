@@ -10,7 +10,7 @@ BASELINES = {  # name in the record -> words; also of the demo
     "majority": "commonest answer",
     "linear_probe": "linear probe on frozen features",
     "pretrained": "pretrained model, not trained further",
-    "lead": "first sentence of the text",
+    "lead": "first sentences of the text",
     "copy": "the source itself",
     "overlap": "sentence that shares most words with the question",
     "commonest_token": "commonest token",
