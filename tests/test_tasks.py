@@ -14,6 +14,7 @@ from hf_transfer_plugin.metrics import calibration, macro_f1
 from hf_transfer_plugin.tasks import TASKS, Outcome, TaskData, load_splits
 from hf_transfer_plugin.tasks.classification import PAIR_COLUMNS
 from hf_transfer_plugin.tasks.columns import LABEL_COLUMNS, TEXT_COLUMNS
+from hf_transfer_plugin.tasks.splitting import warn_of_lost
 from tests.conftest import reviews
 
 TASK = TASKS["text-classification"]
@@ -848,3 +849,79 @@ def test_examples_are_short_rows_of_every_label(problem_type, names, labels, exp
         )
         == []
     )
+
+
+# Classes of few rows, and lists in the cells of a table
+
+
+@pytest.mark.parametrize("changes", [{"validation_fraction": 0.1}, {"validation_fraction": 0, "max_train_samples": 8}])
+def test_the_only_row_of_a_class_stays_in_train(changes):
+    rows = labelled(["a", "b"] * ROWS + ["c"])
+    for seed in range(10):
+        found = read(rows, seed=seed, **changes)
+        counts = Counter(found.splits["train"]["label"])
+        assert counts[2] == 1
+        # 3 of 21 rows are held out, or 8 drawn; those of a and b stay balanced.
+        assert sum(counts.values()) == changes.get("max_train_samples", 18)
+        assert abs(counts[0] - counts[1]) <= 1
+
+
+def test_the_only_row_of_a_class_stays_in_train_of_many_classes(caplog):
+    labels = [f"class {i}" for i in range(20)] * 4 + ["lone"]
+    for seed in range(10):
+        caplog.clear()
+        found = read(labelled(labels), seed=seed)
+        assert len(found.splits["validation"]) == 9
+        assert found.class_names.index("lone") in list(found.splits["train"]["label"])
+        assert "Too few rows for a stratified draw of 0.1; drawing at random." in caplog.text
+
+
+def test_classes_that_a_small_draw_leaves_out_are_told(caplog):
+    read(labelled(["a", "b", "c"] * ROWS), max_train_samples=2, validation_fraction=0)
+    assert "occurs in no training row after the split" in caplog.text
+    caplog.clear()
+    read(labelled(["a", "b", "c"] * ROWS), max_train_samples=3)
+    assert "occurs in no training row" not in caplog.text
+
+
+def test_lost_classes_are_told_by_name(caplog):
+    before, after = labelled([0, 1, 2, 1]), labelled([1, 1])
+    warn_of_lost(before, after, "label", "class", ["a", "b", "c"])
+    assert "class 'a', 'c' occurs in no training row after the split" in caplog.text
+    warn_of_lost(before, after, "label", "class")
+    assert "class 0, 2 occurs in no training row after the split" in caplog.text
+
+
+def test_lists_of_labels_in_the_cells_of_a_table_are_read(tmp_path):
+    file = tmp_path / "train.csv"
+    Dataset.from_dict({"text": list("wxyz"), "label": ['["b", "a"]', "[]", '["c"]', '["a"]']}).to_csv(
+        file, index=False
+    )
+    rows = load_splits(config(file))["train"]
+    found = read(rows, validation_fraction=0)
+    assert (found.problem_type, found.class_names) == (MULTI, ("a", "b", "c"))
+    numbers = [[1, 1, 0], [0, 0, 0], [0, 0, 1], [1, 0, 0]]
+    assert list(found.splits["train"]["label"]) == numbers
+    known = TASK.read_again(DatasetDict({"test": rows}), config(class_names=["a", "b", "c"], problem_type=MULTI), True)
+    assert list(known.splits["test"]["label"]) == numbers
+    assert list(in_order(["[0, 1]", "[1, 0]", "[1, 1]"]).splits["train"]["label"]) == [[0, 1], [1, 0], [1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (
+            ['["a"]', "b"] * 4,
+            r"'label' must all be lists written as JSON, .* row 1 of the train split.* is 'b'. Write",
+        ),
+        (["['a', 'b']", "['a']"] * 4, r"must all be lists written as JSON, or none may be, but row 0 of the train"),
+        (['["a", null]', '["b"]'] * 4, "Every row must have a label, but row 0 of the train split has none"),
+    ],
+)
+def test_lists_that_are_no_json_are_told(labels, message):
+    with pytest.raises(ValueError, match=message):
+        read(labelled(labels))
+
+
+def test_labels_in_brackets_are_classes():
+    assert in_order(["[PER]", "[LOC]"] * 4).class_names == ("[LOC]", "[PER]")

@@ -10,6 +10,7 @@ from datasets import ClassLabel, DatasetDict
 from datasets import Sequence as SequenceFeature
 
 from hf_transfer_plugin.config import TransferConfig
+from hf_transfer_plugin.tasks.list_cells import list_of, read_lists
 
 MULTI, SINGLE, REGRESSION = "multi_label_classification", "single_label_classification", "regression"
 
@@ -39,7 +40,7 @@ class LabelScheme:
         """
         Args:
             label (`Any`):
-                A raw label.
+                A raw label; several may be a list written as JSON.
 
         Returns:
             `int`, `list[float]` or `float`: What the model is trained on.
@@ -48,6 +49,8 @@ class LabelScheme:
             return float(label)
         if self.problem_type == SINGLE:
             return self.numbers[label]
+        if isinstance(label, str):
+            label = list_of(label) or []
         if self.indicator:
             return [float(value) for value in label]
         chosen = {self.numbers[value] for value in label}
@@ -56,7 +59,8 @@ class LabelScheme:
 
 def read_labels(splits: DatasetDict, column: str, config: TransferConfig) -> LabelScheme:
     """
-    Tells the kind of labels from the training split and checks all splits against it.
+    Tells the kind of labels from the training split and checks all splits against it. Text that is a list written as
+    JSON, as in the cells of a CSV file, is read as a list of labels.
 
     Args:
         splits (`DatasetDict`):
@@ -72,7 +76,7 @@ def read_labels(splits: DatasetDict, column: str, config: TransferConfig) -> Lab
     Raises:
         ValueError: If labels are missing, of mixed types, of one class only, or unknown to the training split.
     """
-    raw = {split: list(rows[column]) for split, rows in splits.items()}
+    raw = read_lists({split: rows[column] for split, rows in splits.items()}, column)
     for split, labels in raw.items():
         _check_present(split, labels, column)
     train = raw["train"]
@@ -112,6 +116,8 @@ def known_labels(splits: DatasetDict, column: str, config: TransferConfig) -> La
     names = tuple(config.class_names or ())
     scheme = LabelScheme(config.problem_type or SINGLE, names, {})
     raw = {split: list(rows[column]) for split, rows in splits.items()}
+    if scheme.problem_type == MULTI:
+        raw = read_lists(raw, column)
     for split, labels in raw.items():
         _check_present(split, labels, column)
     if scheme.problem_type == REGRESSION:
