@@ -54,6 +54,12 @@ def read_again(data, labelled=True, names=NAMES, **changes):
     return TASK.read_again(DatasetDict({"test": data}), config(class_names=list(names), **changes), labelled)
 
 
+def encoded_of(data, split="test", longest=None):
+    """Encoded rows that have one token for each of the first words."""
+    ids = [[-1, *range(len(words))][: longest and longest + 1] + [-1] for words in data.splits[split]["text"]]
+    return DatasetDict({split: Dataset.from_dict({"word_ids": ids})})
+
+
 def outcome_of(data, answers, scores=None, split="train"):
     """An outcome whose features have one token for each word, between [CLS] and [SEP]."""
     found, width = data.splits[split], max(len(row) for row in answers) + 2
@@ -124,7 +130,7 @@ def test_names_keep_the_order_of_the_user():
 )
 def test_plain_text_is_refused(words, what):
     train = rows([words, words], [["A"], ["B"]])
-    with pytest.raises(ValueError, match=f"list of words, but row 0 of the train split.*is {what}.*CSV does not"):
+    with pytest.raises(ValueError, match=f"list of words, but row 0 of the train split.*is {what}.*in CSV write `"):
         read(train)
 
 
@@ -170,6 +176,62 @@ def test_a_single_tag_is_refused():
 def test_tags_unknown_to_train_are_refused(split):
     with pytest.raises(ValueError, match=rf"Every tag of the {split} split must occur in train, but 'VERB' does not"):
         read(**{split: rows([["sleep"]], [["VERB"]])})
+
+
+@pytest.mark.parametrize("declared", ["by the data", "by the user"])
+def test_declared_tags_that_train_lacks_are_told_by_name(declared, caplog):
+    train, test = rows([["a", "b"]], [[0, 1]]), rows([["c"]], [[2]])
+    given = {"class_names": ["O", "X", "Y"]}
+    if declared == "by the data":
+        feature = ListFeature(ClassLabel(names=given.pop("class_names")))
+        train, test = (part.cast_column("tags", feature) for part in (train, test))
+    data = read(train, test=test, **given)
+    assert data.class_names == ("O", "X", "Y")
+    assert list(data.splits["test"]["label"]) == [[2]]
+    assert "Tag 'Y' of the test split occurs in no training row" in caplog.text
+
+
+def test_tags_beside_the_declared_ones_are_refused():
+    with pytest.raises(ValueError, match=r"test split must occur in train, but 3 does not \(train has O, X\)"):
+        read(rows([["a", "b"]], [[0, 1]]), test=rows([["c"]], [[3]]), class_names=["O", "X", "Y"])
+
+
+def test_tags_that_the_split_takes_out_of_train_are_told(caplog):
+    train = rows([["a", "b"]] * 9 + [["c"]], [["O", "B-X"]] * 9 + [["B-Y"]])
+    read(train, max_train_samples=10)
+    assert "occurs in no training row" not in caplog.text
+    for seed in range(20):
+        caplog.clear()
+        left = read(train, validation_fraction=0.2, seed=seed).splits["train"]["label"]
+        lost = [1] not in list(left)
+        assert ("tag 'B-Y' occurs in no training row after the split" in caplog.text) is lost
+        if lost:
+            return
+    pytest.fail("No seed held the only row of a tag out.")
+
+
+def test_lists_in_the_cells_of_a_table_are_read(tmp_path):
+    file = tmp_path / "train.csv"
+    cells = {"tokens": [json.dumps(words) for words in WORDS], "tags": [json.dumps(tags) for tags in TAGS]}
+    Dataset.from_dict(cells).to_csv(file, index=False)
+    loaded = load_splits(config(file))["train"]
+    data = read(loaded)
+    assert data.splits["train"].to_dict() == read().splits["train"].to_dict()
+    assert read_again(loaded).splits["test"].to_dict() == read().splits["train"].to_dict()
+    assert list(read_again(loaded, labelled=False).splits["test"]["text"]) == WORDS
+
+
+@pytest.mark.parametrize(
+    ("cells", "what"),
+    [
+        (['["a"]', "b"], r"must all be lists written as JSON, or none may be, but row 1 of the train .* is 'b'"),
+        (["['a' 'b']", "['c']"], r"written as JSON.* but row 0 of the train split, counted from 0, is \"\['a' 'b'\]"),
+        (['["a"]', "[1]"], "Entries of the lists in 'tags' must be all words or .* are of type int, str in the train"),
+    ],
+)
+def test_lists_in_some_cells_are_refused(cells, what):
+    with pytest.raises(ValueError, match=what):
+        read(rows([["x"], ["y"]], cells))
 
 
 def test_missing_columns_are_told():
@@ -413,16 +475,19 @@ def test_answers_name_words_tags_and_entities():
 def test_baseline_gives_each_word_its_commonest_tag():
     train = rows([["a", "b", "a", "a"], ["b"], ["c", "c"]], [["X", "Y", "X", "Y"], ["Y"], ["Y", "Y"]])
     data = read(train, test=rows([["a", "b", "new"], ["new"]], [["X", "X", "Y"], ["X"]]))
-    name, found = TASK.baseline(data, "test", data.splits)
+    name, found = TASK.baseline(data, "test", encoded_of(data))
     # a -> X, b -> Y, unknown -> Y: right, wrong, right, wrong.
     assert name == "commonest_tag"
     assert found["accuracy"] == 0.5
+    # Of rows cut to one word, a is right and the unknown word is wrong; to two, right, wrong, wrong.
+    assert TASK.baseline(data, "test", encoded_of(data, longest=1))[1]["accuracy"] == 0.5
+    assert TASK.baseline(data, "test", encoded_of(data, longest=2))[1]["accuracy"] == pytest.approx(1 / 3)
 
 
 def test_baseline_measures_entities():
     data = read(rows(PEOPLE, SPANS), test=rows([["Ann", "Lee"], ["Rome"]], [["B-PER", "O"], ["B-LOC"]]))
     # "Ann Lee" is given as one name, Rome is right.
-    assert TASK.baseline(data, "test", data.splits)[1]["entity_f1"] == 0.5
+    assert TASK.baseline(data, "test", encoded_of(data))[1]["entity_f1"] == 0.5
 
 
 def test_examples_are_short_and_varied():

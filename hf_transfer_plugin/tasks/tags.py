@@ -1,5 +1,6 @@
 """Words and their tags: what the tags are called, and what is wrong with them."""
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,6 +11,8 @@ from datasets import ClassLabel, Dataset, DatasetDict
 
 from hf_transfer_plugin.config import TransferConfig
 from hf_transfer_plugin.tasks.labels import SINGLE, known_labels
+
+logger = logging.getLogger(__name__)
 
 WORD = re.compile(r"\w+(?:[-'’.]\w+)*|[^\w\s]")
 
@@ -54,7 +57,8 @@ def check_words(split: str, rows: Sequence[Any], column: str) -> None:
             what = "plain text" if isinstance(words, str) else f"a {type(words).__name__}"
             raise ValueError(
                 f"Every row of {column!r} must be a list of words, but {where} is {what}. Split the text into words, "
-                "one for each tag (JSON lines and Parquet hold lists, CSV does not), or name another `--text_column`."
+                'one for each tag (JSON lines and Parquet hold lists; in CSV write `["a", "b"]`), or name another '
+                "`--text_column`."
             )
         bad = [word for word in words if not isinstance(word, str) or not word.strip()]
         if bad or not words:
@@ -94,7 +98,8 @@ def check_pairs(split: str, rows: Dataset, columns: dict[str, str]) -> None:
 
 def read_tags(splits: DatasetDict, column: str, config: TransferConfig) -> tuple[dict[Any, int], tuple[str, ...]]:
     """
-    Tells the tags from the training split, and checks all splits against it.
+    Tells the tags from the training split, and checks all splits against it. A tag that the data or the user declares
+    may be missing in train, which is told in a warning.
 
     Args:
         splits (`DatasetDict`):
@@ -124,11 +129,18 @@ def read_tags(splits: DatasetDict, column: str, config: TransferConfig) -> tuple
             f"The train split must hold at least two tags in {column!r}, but every word has {next(iter(train))!r}."
         )
     for split, tags in found.items():
-        if tags - train:
+        undeclared = tags - numbers.keys()
+        if undeclared:
+            told = ", ".join(names[numbers[tag]] for tag in sorted(train)[:10])
             raise ValueError(
-                f"Every tag of the {split} split must occur in train, but {min(tags - train)!r} does not (train has "
-                f"{', '.join(str(tag) for tag in sorted(train)[:10])}{', …' * (len(train) > 10)}). Correct it or add "
-                "training rows."
+                f"Every tag of the {split} split must occur in train, but {min(undeclared)!r} does not (train has "
+                f"{told}{', …' * (len(train) > 10)}). Correct it or add training rows."
+            )
+        for tag in sorted(tags - train):
+            logger.warning(
+                "Tag %r of the %s split occurs in no training row, so it cannot be learnt and counts as wrong.",
+                names[numbers[tag]],
+                split,
             )
     return numbers, names
 

@@ -26,7 +26,8 @@ from hf_transfer_plugin.tasks.base import Outcome, Task, TaskData
 from hf_transfer_plugin.tasks.class_report import SHORT, class_figures
 from hf_transfer_plugin.tasks.columns import choose_columns
 from hf_transfer_plugin.tasks.excerpts import excerpt
-from hf_transfer_plugin.tasks.splitting import hold_out
+from hf_transfer_plugin.tasks.list_cells import list_of, with_lists
+from hf_transfer_plugin.tasks.splitting import hold_out, warn_of_lost
 from hf_transfer_plugin.tasks.tags import check_pairs, check_words, known_tags, marks_spans, read_tags, split_words
 from hf_transfer_plugin.tasks.word_alignment import Tagged, encode, reduce, require_fast, tagged_words
 
@@ -38,7 +39,8 @@ TAG_COLUMNS = ("tags", "ner_tags", "pos_tags", "labels", "label", "ner", "pos", 
 
 def read(splits: DatasetDict, config: TransferConfig, seed: int) -> TaskData:
     """
-    Checks the rows and brings them into the columns `text` (lists of words) and `label` (lists of tag numbers).
+    Checks the rows and brings them into the columns `text` (lists of words) and `label` (lists of tag numbers). Both
+    may be lists written as JSON, as in the cells of a CSV file.
 
     Args:
         splits (`DatasetDict`):
@@ -54,9 +56,11 @@ def read(splits: DatasetDict, config: TransferConfig, seed: int) -> TaskData:
     Raises:
         ValueError: If a column is missing, or words or tags are unusable.
     """
-    columns = _checked_columns(splits, config)
+    splits, columns = _checked(splits, config)
     numbers, names = read_tags(splits, columns["label"], config)
-    plain, held_out = hold_out(_plain(splits, columns, numbers), config, seed)
+    whole = _plain(splits, columns, numbers)
+    plain, held_out = hold_out(whole, config, seed)
+    warn_of_lost(whole["train"], plain["train"], "label", "tag", names)
     if marks_spans(names):
         _warn_of_loose_ends(plain["train"], names)
     return TaskData(plain, columns, "", names, held_out)
@@ -82,23 +86,26 @@ def read_again(splits: DatasetDict, config: TransferConfig, labelled: bool) -> T
     """
     names = tuple(config.class_names or ())
     if labelled:
-        columns = _checked_columns(splits, config)
+        splits, columns = _checked(splits, config)
         return TaskData(_plain(splits, columns, known_tags(splits, columns["label"], config)), columns, "", names)
     columns = choose_columns(splits, config, {"text": WORD_COLUMNS})
     plain = DatasetDict()
     for split, rows in splits.items():
-        words = [split_words(text) if isinstance(text, str) else text for text in rows[columns["text"]]]
+        texts = list(rows[columns["text"]])
+        listed = [list_of(text) if isinstance(text, str) else text for text in texts]
+        words = listed if None not in listed else [split_words(t) if isinstance(t, str) else t for t in texts]
         check_words(split, words, columns["text"])
         plain[split] = Dataset.from_dict({"text": words})
     return TaskData(plain, columns, "", names)
 
 
-def _checked_columns(splits: DatasetDict, config: TransferConfig) -> dict[str, str]:
+def _checked(splits: DatasetDict, config: TransferConfig) -> tuple[DatasetDict, dict[str, str]]:
     columns = choose_columns(splits, config, {"text": WORD_COLUMNS, "label": TAG_COLUMNS})
+    splits = with_lists(splits, columns.values())
     for split, rows in splits.items():
         check_words(split, rows[columns["text"]], columns["text"])
         check_pairs(split, rows, columns)
-    return columns
+    return splits, columns
 
 
 def _plain(splits: DatasetDict, columns: dict[str, str], numbers: dict[Any, int]) -> DatasetDict:
@@ -270,11 +277,11 @@ def baseline(data: TaskData, split: str, encoded: DatasetDict) -> tuple[str, dic
         split (`str`):
             Split to measure on.
         encoded (`DatasetDict`):
-            Not needed here.
+            The encoded rows, which tell the words that the model reads.
 
     Returns:
-        `tuple`: `"commonest_tag"`, and metrics of giving each word the tag that it has most often in train, and
-        unknown words the commonest tag of all.
+        `tuple`: `"commonest_tag"`, and metrics of giving each word that the model reads the tag that it has most often
+        in train, and unknown words the commonest tag of all.
     """
     train = data.splits["train"]
     tags = Counter(chain.from_iterable(train["label"]))
@@ -284,8 +291,10 @@ def baseline(data: TaskData, split: str, encoded: DatasetDict) -> tuple[str, dic
         commonest[word] = tag
     unknown = max(sorted(tags), key=tags.__getitem__)
     rows = data.splits[split]
-    given = [[commonest.get(word, unknown) for word in words] for words in rows["text"]]
-    return "commonest_tag", _measured(given, list(rows["label"]), data)
+    read = [[number for number in ids if number >= 0] for ids in encoded[split]["word_ids"]]
+    given = [[commonest.get(words[i], unknown) for i in kept] for words, kept in zip(rows["text"], read, strict=True)]
+    labels = [[tags[i] for i in kept] for tags, kept in zip(rows["label"], read, strict=True)]
+    return "commonest_tag", _measured(given, labels, data)
 
 
 def examples(data: TaskData, split: str, count: int) -> list[dict[str, Any]]:
