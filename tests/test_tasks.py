@@ -599,12 +599,12 @@ TRUE = np.array([0, 1, 1, 1])
 def test_metrics_of_classes_by_hand():
     data = task_data(SINGLE, ("a", "b", "c"))
     found = TASK.metrics(data, outcome(LOGITS, TRUE))
-    # Class a: precision 1/2, recall 1, F1 2/3. Class b: 1, 2/3, 4/5. Class c: all 0.
+    # Class a: precision 1/2, recall 1, F1 2/3. Class b: 1, 2/3, 4/5. Class c does not occur.
     assert found == pytest.approx({
         "accuracy": 3 / 4,
-        "precision_macro": (1 / 2 + 1) / 3,
-        "recall_macro": (1 + 2 / 3) / 3,
-        "f1_macro": (2 / 3 + 4 / 5) / 3,
+        "precision_macro": (1 / 2 + 1) / 2,
+        "recall_macro": (1 + 2 / 3) / 2,
+        "f1_macro": (2 / 3 + 4 / 5) / 2,
     })
 
 
@@ -723,7 +723,7 @@ def test_majority_of_classes():
     name, found = TASK.baseline(data, "test", data.splits)
     assert name == "majority"
     assert found["accuracy"] == 1 / 4
-    assert found["f1_macro"] == pytest.approx((2 * 1 / 4 / (1 / 4 + 1)) / 3)
+    assert found["f1_macro"] == pytest.approx((2 * 1 / 4 / (1 / 4 + 1)) / 2)
 
 
 def test_majority_of_several_classes():

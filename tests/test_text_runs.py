@@ -185,3 +185,19 @@ def test_processes_train_in_step_after_measuring_the_model_before(tmp_path, fold
     record = json.loads((tmp_path / "run" / "transfer_record.json").read_text())
     assert record["hardware"]["processes"] == 2
     assert "perplexity" in record["baselines"]["pretrained"]
+
+
+def test_smoothed_labels_are_refused_where_the_decoder_reads_them(folders, tmp_path):
+    with pytest.raises(ValueError, match="`label_smoothing_factor` takes the labels away"):
+        prepare(
+            config(folders, "summarization", "t5"),
+            arguments(tmp_path / "run", label_smoothing_factor=0.1),
+            splits=splits("summarization"),
+        )
+
+
+def test_empty_texts_are_not_left_out_of_the_answers(folders, tmp_path):
+    record = finetune(config(folders, "raw", "llama"), arguments(tmp_path / "run", max_steps=1), splits=splits("raw"))
+    Dataset.from_dict({"text": ["The cat", " "]}).to_json(tmp_path / "asked.jsonl")
+    with pytest.raises(ValueError, match="row 1"):
+        predict_run(record.path.parent, tmp_path / "asked.jsonl", tmp_path / "answers.jsonl")

@@ -159,6 +159,11 @@ def set_up(task: Task, model: Any, processor: Any, data: TaskData, args: Trainin
     Raises:
         ValueError: If they cannot.
     """
+    if args.label_smoothing_factor and model.config.is_encoder_decoder:
+        raise ValueError(
+            "`label_smoothing_factor` takes the labels away before the model reads them, but an encoder-decoder makes "
+            "its decoder's input of them. Leave `--label_smoothing_factor` out."
+        )
     beams = getattr(args, "generation_num_beams", None)
     if task.generate is not None and beams is not None:
         model.generation_config.num_beams = beams

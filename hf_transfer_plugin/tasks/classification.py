@@ -55,7 +55,8 @@ def read(splits: DatasetDict, config: TransferConfig, seed: int) -> TaskData:
         splits = DatasetDict({split: rows for split, rows in splits.items() if split != "test"})
     scheme = read_labels(splits, columns["label"], config)
     plain = DatasetDict({split: _plain(rows, columns, scheme) for split, rows in splits.items()})
-    plain, held_out = hold_out(plain, config, seed, strata="label" if scheme.problem_type == SINGLE else None)
+    strata = "label" if scheme.problem_type == SINGLE else None
+    plain, held_out = hold_out(plain, config, seed, strata=strata, class_names=scheme.class_names)
     return TaskData(plain, columns, scheme.problem_type, scheme.class_names, held_out)
 
 

@@ -95,7 +95,7 @@ def plain_rows(splits: DatasetDict, columns: dict[str, str], *, labelled: bool =
             for split, rows in splits.items()
         })
     if not chat:
-        return read_texts(splits, columns["text"])
+        return read_texts(splits, columns["text"], whole=not labelled)
     return DatasetDict({split: _pairs(split, rows, columns) for split, rows in splits.items()})
 
 
