@@ -165,13 +165,13 @@ def classify_by_script(splits: DatasetDict, model: str, args: TrainingArguments,
 
 
 def generate_by_script(splits: DatasetDict, model: str, args: TrainingArguments, clock: Clock) -> dict[str, float]:
-    """What one writes for causal language modelling: texts one after the other, cut into blocks."""
+    """What one writes for causal language modelling: texts one after the other, cut into blocks; the last is kept."""
     tokenizer = AutoTokenizer.from_pretrained(model)
     network = AutoModelForCausalLM.from_pretrained(model)
 
     def blocks(rows: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
         ids = [token for row in rows["input_ids"] for token in [*row, tokenizer.eos_token_id]]
-        return {"input_ids": [ids[i : i + BLOCK] for i in range(0, len(ids) - BLOCK + 1, BLOCK)]}
+        return {"input_ids": [ids[i : i + BLOCK] for i in range(0, len(ids), BLOCK)]}
 
     def encode() -> DatasetDict:
         rows = splits.map(lambda rows: tokenizer(rows["text"]), batched=True, remove_columns=["text"])

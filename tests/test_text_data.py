@@ -257,11 +257,11 @@ def test_the_command_of_every_run_is_one_that_train_knows(run):
 def test_the_table_shows_what_was_measured():
     line = {
         "rows": {"train": 2000, "test": 500},
-        "baselines": {"majority": {"token_accuracy": 0.25, "seconds": 1.0}, "other": {"seconds": 1.0}},
-        "metrics": {"token_accuracy": 0.91234, "f1_macro": 0.8},
-        "seconds": {"all": 61.2},
+        "baselines": {"majority": {"accuracy": 0.25, "seconds": 1.0}, "other": {"seconds": 1.0}},
+        "metrics": {"accuracy": 0.91234, "f1_macro": 0.8},
+        "seconds": {"all": 99.0, "train_cpu": 61.2},
     }
     assert table({"pos": line}).splitlines()[2:] == [
         "| [pos](model_cards/pos/README.md) | token-classification | all-MiniLM-L6-v2 | brown-pos | 2,000 | "
-        "majority: token_accuracy 0.25 | token_accuracy 0.912, f1_macro 0.8 | 61 |"
+        "majority: accuracy 0.25 | accuracy 0.912, f1_macro 0.8 | 61 |"
     ]
