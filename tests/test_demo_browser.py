@@ -20,6 +20,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 INSTALL = 'pip install "hf-transfer-plugin[test]" and apt-get install chromium'
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 FLAGS += ["--disable-component-update", "--disable-sync"]
+PATIENCE = 90_000  # milliseconds; other tests may take the processor meanwhile
 SIZES = {"desktop": (1280, 900, "light"), "phone": (390, 844, "light"), "dark": (390, 844, "dark")}
 pytestmark = pytest.mark.hub
 pytest.importorskip("gradio_client", reason=INSTALL)
@@ -140,8 +141,9 @@ def test_one_command_serves_a_run_and_ends_with_it(served, client, tmp_path, tok
 def browser(tmp_path_factory):
     if CHROMIUM is None and not os.environ.get("CI"):
         pytest.skip(f"needs a browser: {INSTALL}")
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=PATIENCE)
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield started
@@ -153,6 +155,7 @@ def page(browser, request):
     """A fresh page that must not leave this machine."""
     width, height, scheme = SIZES[request.param]
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+    context.set_default_timeout(PATIENCE)
     opened, asked = context.new_page(), set()
     opened.on("request", lambda sent: asked.add(urlsplit(sent.url)))
     yield opened
