@@ -201,3 +201,39 @@ def test_empty_texts_are_not_left_out_of_the_answers(folders, tmp_path):
     Dataset.from_dict({"text": ["The cat", " "]}).to_json(tmp_path / "asked.jsonl")
     with pytest.raises(ValueError, match="row 1"):
         predict_run(record.path.parent, tmp_path / "asked.jsonl", tmp_path / "answers.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("task", "rows", "named", "asked"),
+    [
+        (
+            "translation",
+            {"translation": [{"en": en, "es": es} for en, es in zip(*ROWS["translation"].values(), strict=True)]},
+            {"text_column": "en", "target_column": "es"},
+            {"translation": [{"en": CORPUS[0], "es": ""}]},
+        ),
+        (
+            "text-generation",
+            {"instruction": ["Say it."] * 8, "input": ["Paris", ""] * 4, "output": ["It is Paris."] * 8},
+            {},
+            {"instruction": ["Say it."]},
+        ),
+    ],
+    ids=["pairs in objects", "prompts and answers"],
+)
+def test_columns_of_training_are_found_again(folders, tmp_path, task, rows, named, asked):
+    Dataset.from_dict(rows).to_json(tmp_path / "rows.jsonl")
+    told = TransferConfig(
+        model=str(folders / "llama"),
+        dataset=str(tmp_path / "rows.jsonl"),
+        task=task,
+        max_target_length=6,
+        validation_fraction=0.25,
+        **named,
+    )
+    record = finetune(told, arguments(tmp_path / "run", max_steps=1))
+    again = evaluate_run(tmp_path / "run", str(tmp_path / "rows.jsonl"))
+    assert again["rows"] == 8
+    assert again["metrics"].keys() == record.metrics.keys()
+    Dataset.from_dict(asked).to_json(tmp_path / "asked.jsonl")
+    assert predict_run(tmp_path / "run", tmp_path / "asked.jsonl", tmp_path / "answers.jsonl") == 1
