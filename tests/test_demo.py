@@ -424,6 +424,7 @@ def test_a_folder_that_is_not_there_is_called_so(tmp_path, space):
         page_of(space, tmp_path, str(tmp_path / "nowhere"))
 
 
+@pytest.mark.hub
 def test_without_a_model_the_app_says_how_to_make_one(tmp_path):
     folder = render_space(record(), tmp_path / "space", "gone/away")
     done = subprocess.run([sys.executable, "app.py"], cwd=folder, capture_output=True, text=True, timeout=120)
