@@ -24,6 +24,8 @@ PUBLISHED = {
     "config.json",
     "model.safetensors",
     "schedule.png",
+    "reliability.png",
+    "confusion.png",
     "tokenizer.json",
     "tokenizer_config.json",
     "transfer_record.json",
