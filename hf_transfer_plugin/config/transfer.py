@@ -50,7 +50,7 @@ class TransferConfig:
             What the model shall do, named as the Hub's pipeline tags.
         strategy (`str` or `dict`, *optional*):
             Which layers learn when: a name, or a JSON object such as `{"name": "freeze-first", "k": 3}`. Without it
-            the strategy that the committed comparison shows best.
+            what the committed comparison shows best for text classification, and `"full"` for other tasks.
         learning_rates (`str` or `dict`, *optional*):
             How the rate differs between layer groups, in the same form.
         keep_dropout (`bool`, *optional*, defaults to `False`):
