@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+import os
 import socket
 
 import evaluate
@@ -29,7 +30,7 @@ TAGS = [["B-PER", "I-PER", "O", "B-PER"], ["O", "I-PER", "O"], ["B-LOC", "O"]]
 
 @pytest.fixture(autouse=True)
 def libraries_and_no_network(monkeypatch):
-    for name in LIBRARIES:
+    for name in () if os.environ.get("CI") else LIBRARIES:  # there they must be installed
         pytest.importorskip(name, reason=f'needs {name}: pip install "hf-transfer-plugin[text]"')
 
     def refuse(*args, **kwargs):
