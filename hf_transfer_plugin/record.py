@@ -63,6 +63,10 @@ class TransferRecord:
             `{"name": ..., **fields}`.
         learning_rates (`dict` or `None`):
             `{"name": ..., **fields}`.
+        adapter (`dict` or `None`):
+            What was trained in place of the base's own weights: `name`, `peft_type`, `r`, `lora_alpha`,
+            `target_modules`, `layers`, `also_train`, `modules_to_save`, `trainable_parameters`, `base_precision`, as far
+            as the method has them; `None` where the weights are the model's own.
         groups (`list[dict]`):
             Layer groups, input first: `name`, `parameters` (count), `rule` that found them.
         phases (`list[dict]`):
@@ -120,6 +124,7 @@ class TransferRecord:
     dataset: dict[str, Any] = field(default_factory=dict)
     strategy: dict[str, Any] = field(default_factory=dict)
     learning_rates: dict[str, Any] | None = None
+    adapter: dict[str, Any] | None = None
     groups: list[dict[str, Any]] = field(default_factory=list)
     phases: list[dict[str, Any]] = field(default_factory=list)
     rates: list[dict[str, Any]] = field(default_factory=list)
