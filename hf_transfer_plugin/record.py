@@ -65,8 +65,8 @@ class TransferRecord:
             `{"name": ..., **fields}`.
         adapter (`dict` or `None`):
             What was trained in place of the base's own weights: `name`, `peft_type`, `r`, `lora_alpha`,
-            `target_modules`, `layers`, `also_train`, `modules_to_save`, `trainable_parameters`, `base_precision`, as far
-            as the method has them; `None` where the weights are the model's own.
+            `target_modules`, `layers`, `also_train`, `modules_to_save`, `trainable_parameters`, `base_precision`, as
+            far as the method has them; `None` where the weights are the model's own.
         groups (`list[dict]`):
             Layer groups, input first: `name`, `parameters` (count), `rule` that found them.
         phases (`list[dict]`):
