@@ -34,7 +34,7 @@ def solve_output_layer(
         raise ValueError(
             "`lp-ft` solves the head on the whole training set, but the dataset is a stream without length."
         )
-    layer = find_output_layer(model, groups[-1].parameters)
+    layer = find_output_layer(model, groups.open[-1].parameters)
     limit = schedule.rows_per_output
     rows = dataloader.dataset if limit is None else _drawn(dataloader.dataset, limit * layer.out_features)
     features, labels = extract_features(model, rows, dataloader.collate_fn, module=layer, progress="Solving the head")

@@ -1,8 +1,10 @@
 """What a run is asked to do, as plain values; imports no strategy, no torch, and reads only YAML and JSON."""
 
 from hf_transfer_plugin.config.faults import ConfigError, gather
-from hf_transfer_plugin.config.reading import parse_spec, read_config_file
+from hf_transfer_plugin.config.reading import parse_adapter, parse_spec, read_config_file
 from hf_transfer_plugin.config.transfer import (
+    ADAPTER_NAMES,
+    BASE_PRECISIONS,
     LEARNING_RATE_NAMES,
     PROBLEM_TYPES,
     STRATEGY_NAMES,
@@ -11,6 +13,8 @@ from hf_transfer_plugin.config.transfer import (
 )
 
 __all__ = [
+    "ADAPTER_NAMES",
+    "BASE_PRECISIONS",
     "LEARNING_RATE_NAMES",
     "PROBLEM_TYPES",
     "STRATEGY_NAMES",
@@ -18,6 +22,7 @@ __all__ = [
     "ConfigError",
     "TransferConfig",
     "gather",
+    "parse_adapter",
     "parse_spec",
     "read_config_file",
 ]

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,45 @@ def parse_spec(value: str | Mapping[str, Any], names: tuple[str, ...], flag: str
         got = spec.get("name") if isinstance(spec, Mapping) else spec
         raise ConfigError([f"`{flag}` must name one of {', '.join(names)}, but got {got!r}."])
     return dict(spec)
+
+
+def parse_adapter(value: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    """
+    Brings an adapter given as a name, a JSON text or file, a mapping or one of PEFT's configurations into one form.
+
+    Args:
+        value (`str`, `Mapping` or `PeftConfig`):
+            `"lora"`, `'{"name": "lora", "r": 8}'`, `{"peft_type": "LOHA", ...}`, `"adapter_config.json"`.
+        names (`tuple[str, ...]`):
+            The names that exist.
+
+    Returns:
+        `dict[str, Any]`: JSON values with `"name"`, or, as PEFT writes them, with `"peft_type"`.
+
+    Raises:
+        ConfigError: If it is none of these.
+    """
+    given = value.to_dict() if hasattr(value, "peft_type") else value
+    if isinstance(given, str) and given.endswith(".json"):
+        if not Path(given).is_file():
+            raise ConfigError([f"`adapter` must name an adapter or a JSON file, but there is no file {given!r}."])
+        given = Path(given).read_text(encoding="utf-8")
+    if isinstance(given, str) and given.lstrip().startswith("{"):
+        try:
+            given = json.loads(given)
+        except json.JSONDecodeError as error:
+            raise ConfigError([f"`adapter` must be a name or a JSON object, but is no JSON ({error})."]) from error
+    if isinstance(given, Mapping) and "peft_type" in given and "name" not in given:
+        return {key: _as_json(part) for key, part in given.items() if part is not None}
+    return parse_spec(given, names, "adapter")
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    return {key: _as_json(part) for key, part in value.items()} if isinstance(value, Mapping) else value
 
 
 def read_config_file(path: str | Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from hf_transfer_plugin.config.faults import ConfigError, gather
-from hf_transfer_plugin.config.reading import parse_spec
+from hf_transfer_plugin.config.reading import parse_adapter, parse_spec
 
 STRATEGY_NAMES = (
     "full",
@@ -21,6 +21,26 @@ STRATEGY_NAMES = (
     "plateau",
     "layer-sampling",
 )
+ADAPTER_NAMES = (
+    "lora",
+    "dora",
+    "rslora",
+    "pissa",
+    "olora",
+    "lora+",
+    "adalora",
+    "ia3",
+    "vera",
+    "oft",
+    "boft",
+    "ln-tuning",
+    "trainable-tokens",
+    "prefix",
+    "prompt",
+    "p-tuning",
+)
+ADAPTER_OUTPUTS = ("adapter", "merged", "both")
+BASE_PRECISIONS = ("bfloat16", "float16", "8bit", "4bit", "int8")
 LEARNING_RATE_NAMES = ("layerwise-decay", "slanted-triangular")
 TASK_NAMES = (
     "text-classification",
@@ -50,7 +70,18 @@ class TransferConfig:
             What the model shall do, named as the Hub's pipeline tags.
         strategy (`str` or `dict`, *optional*):
             Which layers learn when: a name, or a JSON object such as `{"name": "freeze-first", "k": 3}`. Without it
-            what the committed comparison shows best for text classification, and `"full"` for other tasks.
+            what the committed comparison shows best for text classification, and `"full"` for other tasks and for
+            adapters. The name of an adapter is the same as `adapter`, all of which then learns from the start.
+        adapter (`str` or `dict`, *optional*):
+            Train small weights inside the frozen model: a name such as `"lora"`, or a JSON object with its fields,
+            `{"name": "lora", "r": 8, "layers": 3, "also_train": ["norms"]}`; see [`attach_adapter`]. `strategy` then
+            chooses among these weights.
+        adapter_output (`str`, *optional*, defaults to `"adapter"`):
+            What the run folder holds: the `"adapter"` alone, the model with the adapter `"merged"` into it, or
+            `"both"`, the merged model in the folder `merged` inside.
+        base_precision (`str`, *optional*):
+            Load the weights that stay frozen in `"bfloat16"` or `"float16"`, or, beneath adapters, in 8 or 4 bits:
+            `"8bit"`, `"4bit"` (bitsandbytes), `"int8"` (torchao).
         learning_rates (`str` or `dict`, *optional*):
             How the rate differs between layer groups, in the same form.
         keep_dropout (`bool`, *optional*, defaults to `False`):
@@ -150,6 +181,14 @@ class TransferConfig:
         default=None,
         metadata={"help": f"Which layers learn when: {', '.join(STRATEGY_NAMES)}, or a JSON object with its fields."},
     )
+    adapter: str | None = field(
+        default=None,
+        metadata={"help": f"Adapter in the frozen model: {', '.join(ADAPTER_NAMES)}, or JSON with its fields."},
+    )
+    adapter_output: str = field(default="adapter", metadata={"help": f"One of: {', '.join(ADAPTER_OUTPUTS)}."})
+    base_precision: str | None = field(
+        default=None, metadata={"help": f"Precision of the frozen weights: {', '.join(BASE_PRECISIONS)}."}
+    )
     learning_rates: str | None = field(
         default=None,
         metadata={"help": f"Rates per layer group: {', '.join(LEARNING_RATE_NAMES)}, or a JSON object."},
@@ -209,6 +248,10 @@ class TransferConfig:
                 yield f"`{name}` must be a Hub id or a path, but got {value!r}."
         if self.task not in TASK_NAMES:
             yield f"`task` must be one of {', '.join(TASK_NAMES)}, but got {self.task!r}."
+        if self.adapter_output not in ADAPTER_OUTPUTS:
+            yield f"`adapter_output` must be one of {', '.join(ADAPTER_OUTPUTS)}, but got {self.adapter_output!r}."
+        if self.base_precision is not None and self.base_precision not in BASE_PRECISIONS:
+            yield f"`base_precision` must be one of {', '.join(BASE_PRECISIONS)}, but got {self.base_precision!r}."
         if self.problem_type is not None and self.problem_type not in PROBLEM_TYPES:
             yield f"`problem_type` must be one of {', '.join(PROBLEM_TYPES)}, but got {self.problem_type!r}."
         if self.prompt is not None and "{text}" not in self.prompt:
@@ -220,12 +263,31 @@ class TransferConfig:
             yield f"`class_names` must be at least two different names, as text, but got {names!r}."
 
     def _spec_problems(self) -> Iterable[str]:
-        known = {"strategy": STRATEGY_NAMES, "learning_rates": LEARNING_RATE_NAMES}
+        known = {"strategy": (*STRATEGY_NAMES, *ADAPTER_NAMES), "learning_rates": LEARNING_RATE_NAMES}
         given = [(flag, getattr(self, flag)) for flag in known if getattr(self, flag) is not None]
+        checks = [partial(parse_spec, value, known[flag], flag) for flag, value in given]
         try:
-            gather(*(partial(parse_spec, value, known[flag], flag) for flag, value in given))
+            gather(*checks, lambda: self.adapter is None or parse_adapter(self.adapter, ADAPTER_NAMES))
         except ConfigError as error:
             yield from error.problems
+            return
+        if self.adapter is not None and self._names_adapter():
+            yield "`strategy` and `adapter` both name an adapter. Name it in `adapter`."
+        if self.adapter_spec is None and self.adapter_output != "adapter":
+            yield f"`adapter_output` is {self.adapter_output!r}, but there is no `adapter`. Leave it out."
+
+    def _names_adapter(self) -> bool:
+        known = (*STRATEGY_NAMES, *ADAPTER_NAMES)
+        return self.strategy is not None and parse_spec(self.strategy, known, "strategy")["name"] in ADAPTER_NAMES
+
+    @property
+    def adapter_spec(self) -> dict[str, Any] | None:
+        """
+        Returns:
+            `dict` or `None`: The adapter as JSON values, from `adapter` or `strategy`.
+        """
+        value = self.strategy if self._names_adapter() else self.adapter
+        return None if value is None else parse_adapter(value, ADAPTER_NAMES)
 
     def _number_problems(self) -> Iterable[str]:
         if not isinstance(self.validation_fraction, (int, float)) or not 0 <= self.validation_fraction < 1:
@@ -268,7 +330,10 @@ class TransferConfig:
         Returns:
             `dict[str, Any]`: The fields as JSON values.
         """
-        return asdict(self)
+        given = asdict(self)
+        if self.adapter is not None and not isinstance(self.adapter, str):
+            given["adapter"] = self.adapter_spec
+        return given
 
 
 def _different_names(names: Any) -> bool:

@@ -2,11 +2,12 @@
 
 from hf_transfer_plugin.layers.discovery import discover_layer_groups
 from hf_transfer_plugin.layers.groups import LayerGroup, LayerGroups, check_patterns
-from hf_transfer_plugin.layers.naming import is_flattened, parameters_by_name, unwrapped_name
+from hf_transfer_plugin.layers.naming import beneath_adapters, is_flattened, parameters_by_name, unwrapped_name
 
 __all__ = [
     "LayerGroup",
     "LayerGroups",
+    "beneath_adapters",
     "check_patterns",
     "discover_layer_groups",
     "is_flattened",

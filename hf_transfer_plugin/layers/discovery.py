@@ -8,7 +8,14 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_transfer_plugin.layers.groups import LayerGroup, LayerGroups, check_patterns
-from hf_transfer_plugin.layers.naming import is_flattened, parameters_by_name, unwrapped_model, unwrapped_name
+from hf_transfer_plugin.layers.naming import (
+    beneath_adapters,
+    is_flattened,
+    locked_parameters,
+    parameters_by_name,
+    unwrapped_model,
+    unwrapped_name,
+)
 from hf_transfer_plugin.layers.probe import CallOrder, record_calls
 from hf_transfer_plugin.layers.stacks import Layout, candidate_layouts, find_stacks
 
@@ -29,9 +36,12 @@ def discover_layer_groups(
     dummy inputs checks that the blocks run in the order found. It leaves mode, buffers and random state of the model
     untouched.
 
+    In a model with PEFT's adapters, each adapter belongs to the group of the layer that it sits in (prompts to the
+    embeddings), and what is frozen now, the base weights, is locked: no strategy lets it learn.
+
     Args:
         model (`nn.Module`):
-            A Transformers model, or any module.
+            A Transformers model, perhaps with adapters, or any module.
         patterns (`Sequence[str]`, *optional*):
             Regular expressions, input first; each makes one group of the parameters that it matches
             (`re.search`, the first match counts). Together they must match every parameter.
@@ -56,6 +66,9 @@ def discover_layer_groups(
     if is_flattened(model):
         whole = LayerGroup("model", tuple(parameters_by_name(model)))
         return LayerGroups([whole], model, rule="flattened by FSDP", verified=True)
+    inner, prefix = beneath_adapters(model)
+    if prefix:
+        return _over_adapters(discover_layer_groups(inner, inputs=inputs), model, prefix)
     stacks = find_stacks(model)
     watched = {block for stack in stacks for block in stack.blocks}
     order = record_calls(model, {name: module for name, module in model.named_modules() if name in watched}, inputs)
@@ -74,7 +87,33 @@ def discover_layer_groups(
     names = _assign(model, layout, order, tied)
     ordered = ("embeddings", *layout.names, "head")
     groups = [LayerGroup(group, tuple(p for p, g in names.items() if g == group)) for group in ordered]
-    return LayerGroups(groups, model, rule=unwrapped_name(layout.rule), verified=verified, tied_head=tied)
+    return LayerGroups(
+        groups,
+        model,
+        rule=unwrapped_name(layout.rule),
+        verified=verified,
+        tied_head=tied,
+        locked=locked_parameters(model),
+    )
+
+
+def _over_adapters(found: LayerGroups, model: nn.Module, prefix: str) -> LayerGroups:
+    """The groups of the model inside, under the names that they have in PEFT's, which may add prompts."""
+    groups = [LayerGroup(group.name, tuple(f"{prefix}{name}" for name in group.parameters)) for group in found]
+    known = {name for group in groups for name in group.parameters}
+    prompts = tuple(name for name in parameters_by_name(model) if name not in known)
+    if prompts and groups[0].name == "embeddings":
+        groups[0] = LayerGroup("embeddings", prompts + groups[0].parameters)
+    elif prompts:
+        groups.insert(0, LayerGroup("embeddings", prompts))
+    return LayerGroups(
+        groups,
+        model,
+        rule=found.rule,
+        verified=found.verified,
+        tied_head=found.tied_head,
+        locked=locked_parameters(model),
+    )
 
 
 def _confirmed(layouts: Sequence[Layout], order: CallOrder) -> Layout | None:
@@ -108,7 +147,12 @@ def _from_patterns(model: nn.Module, patterns: Sequence[str]) -> LayerGroups:
         )
     groups = [LayerGroup(pattern, tuple(names)) for pattern, names in members.items()]
     return LayerGroups(
-        groups, model, rule="patterns given by the user", verified=True, tied_head=_has_tied_head(model)
+        groups,
+        model,
+        rule="patterns given by the user",
+        verified=True,
+        tied_head=_has_tied_head(model),
+        locked=locked_parameters(model),
     )
 
 
@@ -120,7 +164,14 @@ def _coarse(model: nn.Module, tied: bool) -> LayerGroups:
         outside = _outside_base(model, name)
         members["embeddings" if id(parameter) in held else "head" if outside and not tied else "body"].append(name)
     groups = [LayerGroup(name, tuple(names)) for name, names in members.items()]
-    return LayerGroups(groups, model, rule="coarse: embeddings, body, head", verified=False, tied_head=tied)
+    return LayerGroups(
+        groups,
+        model,
+        rule="coarse: embeddings, body, head",
+        verified=False,
+        tied_head=tied,
+        locked=locked_parameters(model),
+    )
 
 
 def _input_embeddings(model: nn.Module) -> nn.Module | None:

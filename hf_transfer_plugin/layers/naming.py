@@ -57,3 +57,35 @@ def is_flattened(model: nn.Module) -> bool:
         `bool`: Whether FSDP 1 has made one parameter of those of each part that it wraps (no `use_orig_params`).
     """
     return any(name.endswith("_flat_param") for name, _ in model.named_parameters())
+
+
+def beneath_adapters(model: nn.Module) -> tuple[nn.Module, str]:
+    """
+    Args:
+        model (`nn.Module`):
+            A model, perhaps with PEFT's adapters.
+
+    Returns:
+        `tuple[nn.Module, str]`: The Transformers model with the adapters inside it, and the prefix of its names in
+        `model`; the model itself and `""` where PEFT has not wrapped it.
+    """
+    inner = getattr(model, "get_base_model", None)
+    if not hasattr(model, "peft_config") or inner is None:
+        return model, ""
+    found = inner()
+    path = next((name for name, module in model.named_modules() if module is found), "")
+    return found, f"{unwrapped_name(path)}." if path else ""
+
+
+def locked_parameters(model: nn.Module) -> frozenset[str]:
+    """
+    Args:
+        model (`nn.Module`):
+            A model, perhaps with PEFT's adapters.
+
+    Returns:
+        `frozenset[str]`: With adapters, the names of what PEFT, or a user over it, left frozen; else none.
+    """
+    if not (hasattr(model, "peft_config") or getattr(model, "_hf_peft_config_loaded", False)):
+        return frozenset()
+    return frozenset(name for name, parameter in parameters_by_name(model).items() if not parameter.requires_grad)

@@ -39,11 +39,6 @@ def refuse_combinations(trainer: Trainer, schedule: Any, learning_rates: Any, te
             "Use `TransferTrainer`, or put `TransferMixin` in front of your own Trainer."
         )
     model = trainer.model
-    if schedule is not None and (hasattr(model, "peft_config") or getattr(model, "_hf_peft_config_loaded", False)):
-        raise ValueError(
-            "A schedule over layers would thaw the base weights beneath this model's adapters. Leave out `schedule`: "
-            "the adapters are trained as PEFT made them, and `learning_rates` may be given."
-        )
     choose_optimizer(trainer, model, learning_rates, trainer.optimizer_cls_and_kwargs)
     kind = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
     if learning_rates is not None and learning_rates.changes_with_step and kind in _NO_CLOSED_FORM:
