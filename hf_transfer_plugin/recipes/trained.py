@@ -1,0 +1,128 @@
+"""Loads the model that a run ended with: whole, or its base with the adapter on."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from datasets import DatasetDict
+from torch import nn
+
+from hf_transfer_plugin.adapters.loading import base_of, is_adapter, load_adapter
+from hf_transfer_plugin.config import TransferConfig
+from hf_transfer_plugin.recipes.checks import CONFIG_NAME
+from hf_transfer_plugin.recipes.pretrained import load_model, load_processor
+from hf_transfer_plugin.record import TransferRecord
+from hf_transfer_plugin.tasks import TASKS, TaskData
+
+
+def load_run_model(
+    folder: str | Path,
+    record: TransferRecord,
+    *,
+    processor: Any = None,
+    base: str | None = None,
+    precision: str | None = None,
+) -> nn.Module:
+    """
+    Loads the model of a run, with the labels of its record.
+
+    Args:
+        folder (`str` or `Path`):
+            The run folder.
+        record (`TransferRecord`):
+            Its record.
+        processor (`PreTrainedTokenizerBase`, *optional*):
+            Its tokenizer; loaded from the folder without it.
+        base (`str`, *optional*):
+            Hub id or folder of the base of an adapter, instead of the one that [`base_of_run`] finds.
+        precision (`str`, *optional*):
+            `base_precision` of an adapter's base, instead of that of the training; `""` loads the base as it was saved.
+
+    Returns:
+        `nn.Module`: The model, or a `PeftModel`.
+
+    Raises:
+        ValueError: If model, base or adapter cannot be loaded, or do not fit together.
+    """
+    folder = Path(folder)
+    if not is_adapter(folder):
+        return load_bare_model(str(folder), folder, record, processor=processor)
+    found = load_bare_model(
+        base or base_of_run(folder, record),
+        folder,
+        record,
+        processor=processor,
+        precision=_trained_adapter(record).get("base_precision") if precision is None else precision,
+    )
+    return load_adapter(found, folder)
+
+
+def load_bare_model(
+    name: str, folder: Path, record: TransferRecord, *, processor: Any = None, precision: str | None = None
+) -> nn.Module:
+    """
+    Loads a model with the head and the labels of a run.
+
+    Args:
+        name (`str`):
+            Hub id or folder of the model.
+        folder (`Path`):
+            The run folder, with the tokenizer.
+        record (`TransferRecord`):
+            Names task and labels.
+        processor (`PreTrainedTokenizerBase`, *optional*):
+            The tokenizer; loaded from the folder without it.
+        precision (`str`, *optional*):
+            As `base_precision` in [`TransferConfig`].
+
+    Returns:
+        `nn.Module`: The model.
+
+    Raises:
+        ValueError: If it cannot be loaded.
+    """
+    chosen = {"model": name, "dataset": "-", "task": record.task, "base_precision": precision or None}
+    known = {f.name for f in fields(TransferConfig)}
+    config = TransferConfig.from_dict({key: value for key, value in chosen.items() if key in known})
+    if processor is None:
+        processor = load_processor(TransferConfig(model=str(folder), dataset="-", task=record.task))
+    data = TaskData(DatasetDict(), {}, problem_type=record.problem_type, class_names=tuple(record.class_names))
+    return load_model(config, TASKS[record.task], data, processor)[0]
+
+
+def base_of_run(folder: str | Path, record: TransferRecord) -> str:
+    """
+    Args:
+        folder (`str` or `Path`):
+            The run folder.
+        record (`TransferRecord`):
+            Its record.
+
+    Returns:
+        `str`: Folder or Hub id of the model that the run started from: as training named it where that is a folder of
+        this machine, else `base_model_id` of the record.
+
+    Raises:
+        ValueError: If neither is known here.
+    """
+    folder = Path(folder)
+    named = base_of(folder) if is_adapter(folder) else _configured(folder / CONFIG_NAME)
+    if named and Path(named).expanduser().is_dir():
+        return named
+    if record.base_model_id:
+        return record.base_model_id
+    if not named or named.startswith(("/", "./", "../", "~")):
+        raise ValueError(
+            f"The run in {str(folder)!r} started from {named or record.base_model!r}, which is not here, and its "
+            "record names no `base_model_id`. Name the folder or Hub id of the base with `--base`."
+        )
+    return named
+
+
+def _configured(file: Path) -> str:
+    return str(json.loads(file.read_text(encoding="utf-8")).get("model") or "") if file.is_file() else ""
+
+
+def _trained_adapter(record: TransferRecord) -> dict[str, Any]:
+    return getattr(record, "adapter", None) or {}
