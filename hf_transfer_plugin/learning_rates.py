@@ -25,6 +25,8 @@ class LayerwiseDecay:
         warmup_steps (`int`, *optional*, defaults to 0):
             After a thaw the group's rate rises linearly over that many steps: the factor of its k-th step is
             `min(1, k / warmup_steps)`. Adam's first step on new weights would otherwise be full-sized.
+        lora_b_multiplier (`float`, *optional*, defaults to 1.0):
+            Further factor on the rate of LoRA's matrices B, as in LoRA+ (https://huggingface.co/papers/2402.12354).
 
     Raises:
         ValueError: If a field is out of range.
@@ -34,9 +36,10 @@ class LayerwiseDecay:
     decay: float = 0.9
     head_multiplier: float = 1.0
     warmup_steps: int = 0
+    lora_b_multiplier: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_decay(self.decay, self.head_multiplier)
+        _check_decay(self.decay, self.head_multiplier, self.lora_b_multiplier)
         if not isinstance(self.warmup_steps, int) or self.warmup_steps < 0:
             raise ValueError(f"`warmup_steps` must be a whole number of at least 0, but got {self.warmup_steps!r}.")
 
@@ -108,6 +111,8 @@ class SlantedTriangular:
             Ratio of the rates of two neighbouring groups.
         head_multiplier (`float`, *optional*, defaults to 1.0):
             Further factor on the head's rate.
+        lora_b_multiplier (`float`, *optional*, defaults to 1.0):
+            Further factor on the rate of LoRA's matrices B.
 
     Raises:
         ValueError: If a field is out of range.
@@ -118,9 +123,10 @@ class SlantedTriangular:
     ratio: float = 32.0
     decay: float = 1 / 2.6
     head_multiplier: float = 1.0
+    lora_b_multiplier: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_decay(self.decay, self.head_multiplier)
+        _check_decay(self.decay, self.head_multiplier, self.lora_b_multiplier)
         if not 0 < self.cut_fraction < 1:
             raise ValueError(f"`cut_fraction` must lie between 0 and 1, but got {self.cut_fraction!r}.")
         if not self.ratio >= 1:
@@ -173,11 +179,12 @@ class SlantedTriangular:
         return {"name": self.name, **asdict(self)}
 
 
-def _check_decay(decay: float, head_multiplier: float) -> None:
+def _check_decay(decay: float, head_multiplier: float, lora_b_multiplier: float) -> None:
     if not isinstance(decay, (int, float)) or not 0 < decay <= 1:
         raise ValueError(f"`decay` must lie above 0 and at most at 1, but got {decay!r}.")
-    if not isinstance(head_multiplier, (int, float)) or not head_multiplier > 0:
-        raise ValueError(f"`head_multiplier` must be positive, but got {head_multiplier!r}.")
+    for name, value in (("head_multiplier", head_multiplier), ("lora_b_multiplier", lora_b_multiplier)):
+        if not isinstance(value, (int, float)) or not value > 0:
+            raise ValueError(f"`{name}` must be positive, but got {value!r}.")
 
 
 def _depth_factor(decay: float, head_multiplier: float, index: int, groups: LayerGroups) -> float:
@@ -239,7 +246,7 @@ def build_optimizer(
         ]
     rate = optimizer_arguments["lr"]
     top = len(groups) - 1 if groups.has_head else len(groups)
-    made: dict[tuple[int, int], dict[str, Any]] = {}
+    made: dict[tuple[int, float, int], dict[str, Any]] = {}
     outside = 0
     for number, group in enumerate(given):
         for parameter in tensors_of(group):
@@ -249,9 +256,10 @@ def build_optimizer(
             elif name not in learning:
                 continue
             settings = {"lr": rate, **group}
+            own = _lora_factor(learning_rates, name)
             if settings["lr"] == rate:
-                settings["lr"] = rate * _base_factor(learning_rates, index, groups)
-            made.setdefault((-index, number), {**settings, "params": []})["params"].append((name, parameter))
+                settings["lr"] = rate * _base_factor(learning_rates, index, groups) * own
+            made.setdefault((-index, own, number), {**settings, "params": []})["params"].append((name, parameter))
     return optimizer_class([made[key] for key in sorted(made)], **optimizer_arguments)
 
 
@@ -260,6 +268,11 @@ def _base_factor(learning_rates: Any, index: int, groups: LayerGroups) -> float:
     if learning_rates is None:
         return 1.0
     return learning_rates.base(index, groups) if index < len(groups) else learning_rates.head_multiplier
+
+
+def _lora_factor(learning_rates: Any, name: str) -> float:
+    is_b = ".lora_B." in name or ".lora_embedding_B." in name
+    return learning_rates.lora_b_multiplier if learning_rates is not None and is_b else 1.0
 
 
 def tensors_of(group: Mapping[str, Any]) -> list[torch.Tensor]:

@@ -12,12 +12,14 @@ from peft.utils.constants import (
     TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as _SCALED,
 )
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
-from hf_transfer_plugin.adapters.methods import OWN_FIELDS, Method, method_of
+from hf_transfer_plugin.adapters.methods import OWN_FIELDS, Method, kind_of, method_of
 from hf_transfer_plugin.adapters.prompts import check_prompts
 from hf_transfer_plugin.adapters.targets import (
     block_modules,
     head_modules,
+    inputs_of,
     linear_targets,
     norm_targets,
     shortest_names,
@@ -98,7 +100,7 @@ def attach_adapter(
     except (ValueError, TypeError, KeyError, NotImplementedError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"PEFT cannot put {config.peft_type.value} into {type(model).__name__}: {first} Its layers are "
+            f"PEFT cannot put {kind_of(config)} into {type(model).__name__}: {first} Its layers are "
             f"{targetable(model)}."
         ) from error
 
@@ -146,8 +148,7 @@ def build_config(model: nn.Module, groups: LayerGroups, spec: dict[str, Any]) ->
 def _found_targets(model: nn.Module, groups: LayerGroups, spec: dict[str, Any], method: Method) -> dict[str, Any]:
     modules = block_modules(model, groups, spec.get("layers"))
     if method.targets == "embedding":
-        table = model.get_input_embeddings()  # type: ignore[operator]
-        return {"target_modules": [next(name for name, module in model.named_modules() if module is table)]}
+        return {"target_modules": [_embedding_table(model)]}
     if method.targets == "norm":
         wanted = norm_targets(modules.items())
     else:
@@ -156,6 +157,12 @@ def _found_targets(model: nn.Module, groups: LayerGroups, spec: dict[str, Any], 
         raise ValueError(
             f"An adapter sits in {method.targets} layers, but the blocks of {type(model).__name__} have none. Name "
             f"others in `target_modules`: {targetable(model)}."
+        )
+    if method.settings.get("init_lora_weights") == "olora" and any(
+        isinstance(modules[name], Conv1D) for name in wanted
+    ):
+        raise ValueError(
+            f"`olora` cannot read the transposed layers of {type(model).__name__}. Use `pissa` or `lora`."
         )
     if method.config is not IA3Config:
         return {"target_modules": shortest_names(wanted, model)}
@@ -168,6 +175,18 @@ def _found_targets(model: nn.Module, groups: LayerGroups, spec: dict[str, Any], 
     }
 
 
+def _embedding_table(model: nn.Module) -> str:
+    try:
+        table = model.get_input_embeddings()  # type: ignore[operator]
+    except NotImplementedError:
+        table = None
+    if not isinstance(table, nn.Embedding):
+        raise ValueError(
+            f"Tokens can be trained where there is a table of them, which {type(model).__name__} has not."
+        )
+    return next(name for name, module in model.named_modules() if module is table)
+
+
 def _fitted(settings: dict[str, Any], given: dict[str, Any], model: nn.Module) -> dict[str, Any]:
     """Sizes that were not typed, made no larger than the layers."""
     side = smallest_side(_matched(model, settings.get("target_modules")))
@@ -175,8 +194,8 @@ def _fitted(settings: dict[str, Any], given: dict[str, Any], model: nn.Module) -
         if name in settings and name not in given and side:
             settings[name] = min(settings[name], side)
     for name in ("oft_block_size", "boft_block_size"):
-        if name in settings and name not in given and not {"r", "boft_block_num"} & set(given):
-            widths = [m.in_features for m in _matched(model, settings["target_modules"]) if hasattr(m, "in_features")]
+        if settings.get(name) and name not in given and not {"r", "boft_block_num"} & set(given):
+            widths = [width for m in _matched(model, settings["target_modules"]) if (width := inputs_of(m))]
             settings[name] = next(n for n in range(settings[name], 0, -1) if all(w % n == 0 for w in widths))
     return settings
 
@@ -208,7 +227,7 @@ def check_targets(model: nn.Module, config: PeftConfig) -> None:
             f"`target_modules` must match modules of {type(model).__name__}, but {listed!r} match none. These could be "
             f"targeted: {targetable(model)}. A list holds ends of names, a text a regular expression for whole names."
         )
-    side, kind = smallest_side(found), config.peft_type.value
+    side, kind = smallest_side(found), kind_of(config)
     rank = getattr(config, "init_r" if kind == "ADALORA" else "r", None)
     if kind not in ("VERA", "OFT") and isinstance(rank, int) and side and rank > side:
         raise ValueError(
@@ -221,9 +240,14 @@ def _add_saved(
     model: nn.Module, groups: LayerGroups, config: PeftConfig, also: Iterable[str], new_weights: Iterable[str]
 ) -> None:
     """Names what learns in full in `modules_to_save`."""
-    if not hasattr(config, "modules_to_save"):
-        return
     wanted = head_modules(model, groups, new_weights)
+    if not hasattr(config, "modules_to_save"):
+        if wanted:
+            raise ValueError(
+                f"{kind_of(config)} saves nothing but itself, but the head of {type(model).__name__} "
+                f"({', '.join(wanted)}) must learn, too. Use `lora` (with `trainable_token_indices` for tokens)."
+            )
+        return
     names = [name for name, _ in model.named_modules() if name]
     for what in also:
         if what == "norms":
@@ -280,11 +304,11 @@ def describe_adapter(model: PeftModel, spec: dict[str, Any] | None = None) -> di
     targets = getattr(config, "target_modules", None)
     if targets:
         values["target_modules"] = targets if isinstance(targets, str) else sorted(targets)
-    if config.modules_to_save:
+    if getattr(config, "modules_to_save", None):
         values["modules_to_save"] = sorted(set(config.modules_to_save) & _saved(model))
     return {
-        "name": spec.get("name", config.peft_type.value.lower()),
-        "peft_type": config.peft_type.value,
+        "name": spec.get("name", kind_of(config).lower()),
+        "peft_type": kind_of(config),
         **{name: spec[name] for name in OWN_FIELDS[1:] if name in spec},
         **values,
     }
@@ -294,7 +318,9 @@ def _saved(model: PeftModel) -> set[str]:
     """Which names in `modules_to_save` are there; PEFT adds names that may be in a model of the kind."""
     held = [name for name, module in model.named_modules() if hasattr(module, "modules_to_save")]
     names = {end for name in held for end in _ends(name)}
-    return {name for config in model.peft_config.values() for name in config.modules_to_save or () if name in names}
+    return {
+        name for c in model.peft_config.values() for name in getattr(c, "modules_to_save", ()) or () if name in names
+    }
 
 
 def _ends(name: str) -> set[str]:

@@ -110,6 +110,18 @@ def method_of(spec: dict[str, Any]) -> Method:
     return method
 
 
+def kind_of(config: PeftConfig) -> str:
+    """
+    Args:
+        config (`PeftConfig`):
+            An adapter's configuration.
+
+    Returns:
+        `str`: PEFT's name of the method, e.g. `"LORA"`.
+    """
+    return str(getattr(config.peft_type, "value", config.peft_type))
+
+
 def learning_rate_of(spec: dict[str, Any]) -> float:
     """
     Args:

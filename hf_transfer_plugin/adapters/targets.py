@@ -166,6 +166,20 @@ def smallest_side(modules: Iterable[nn.Module]) -> int:
     return min((side for module in modules for side in _sides(module)), default=0)
 
 
+def inputs_of(module: nn.Module) -> int:
+    """
+    Args:
+        module (`nn.Module`):
+            A targeted module.
+
+    Returns:
+        `int`: Numbers that one of its outputs is made of; a convolution's kernel counts. 0 where that is unknown.
+    """
+    if isinstance(module, CONVOLUTIONS):
+        return module.weight[0].numel()
+    return getattr(module, "in_features", 0)
+
+
 def _sides(module: nn.Module) -> tuple[int, int]:
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features

@@ -1,7 +1,15 @@
 """Trainer callbacks: the one that freezes and thaws, and the few others that a run needs."""
 
+from hf_transfer_plugin.callbacks.adapters import RankAllocationCallback
 from hf_transfer_plugin.callbacks.freezing import FreezingCallback, progress_of
 from hf_transfer_plugin.callbacks.guards import InterruptCallback, NonFiniteLossCallback
 from hf_transfer_plugin.callbacks.head import solve_output_layer
 
-__all__ = ["FreezingCallback", "InterruptCallback", "NonFiniteLossCallback", "progress_of", "solve_output_layer"]
+__all__ = [
+    "FreezingCallback",
+    "InterruptCallback",
+    "NonFiniteLossCallback",
+    "RankAllocationCallback",
+    "progress_of",
+    "solve_output_layer",
+]

@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback
 
+from hf_transfer_plugin.callbacks.adapters import HeldFlags, allocates_ranks
 from hf_transfer_plugin.callbacks.agreement import FLATTENED, RankAgreement, check_ddp, is_sharded
 from hf_transfer_plugin.callbacks.head import solve_output_layer
 from hf_transfer_plugin.callbacks.inputs import InputGradients
@@ -105,6 +106,7 @@ class FreezingCallback(TrainerCallback):
         self._agreement: RankAgreement | None = None
         self._fixed: frozenset[str] | None = None
         self._inputs: InputGradients | None = None
+        self._flags: HeldFlags | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Checks that the parts fit, solves the head of LP-FT, and freezes."""
@@ -123,7 +125,12 @@ class FreezingCallback(TrainerCallback):
             self._found = [n for n, parameter in parameters_by_name(model).items() if parameter.requires_grad]
         else:  # The run before broke off: the model is still as that run froze it.
             self._still.release()
-        self._still = FrozenModules(model, keep_dropout=self.keep_dropout)
+        adapted = bool(groups.locked)
+        # PEFT leaves the base as it is in training; what its layers drop out belongs to the adapters' regularisation.
+        self._still = FrozenModules(model, keep_dropout=self.keep_dropout or adapted)
+        if self._flags is not None:
+            self._flags.release()
+        self._flags = HeldFlags(model) if adapted else None
         self._rate_groups = self._groups_of(optimizer, model, groups)
         if isinstance(self.schedule, LinearProbeThenFineTune) and state.global_step == 0:
             solve_output_layer(model, groups, kwargs["train_dataloader"], self.schedule)
@@ -192,6 +199,8 @@ class FreezingCallback(TrainerCallback):
             self._still = None
             if self._inputs is not None:
                 self._inputs.release()
+            if self._flags is not None:
+                self._flags.release()
             set_trainable(_trained_model(kwargs), self._found)
 
     def _check(self, args: Any, model: nn.Module, groups: LayerGroups, optimizer: Any, scheduler: Any) -> None:
@@ -206,6 +215,11 @@ class FreezingCallback(TrainerCallback):
         if not isinstance(self.schedule, FreezingPolicy):
             check_ddp(args, sharded=is_sharded(model))
         learning = ever_learning_names(self.schedule, model, groups)
+        if allocates_ranks(model) and any(name not in learning for g in groups.open for name in g.parameters):
+            raise ValueError(
+                "AdaLoRA scores all its ranks at every step, so none of its layers may be frozen. Use the strategy "
+                "`full`, or `lora` with this one."
+            )
         if isinstance(optimizer, DeepSpeedOptimizerWrapper):
             # It holds flat partitions; what they were made of only `attach` knows.
             self._check_flat()
@@ -263,6 +277,8 @@ class FreezingCallback(TrainerCallback):
         set_trainable(model, learning)
         assert self._still is not None
         self._still.update(learning)
+        if self._flags is not None:
+            self._flags.hold(learning)
         if learning != self._learning:
             self._note(learning, state.global_step, model)
             state.stateful_callbacks[STATE_KEY]["last phase"] = self.phases[-1]["groups"]

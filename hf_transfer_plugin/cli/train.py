@@ -55,7 +55,7 @@ def parse(argv: Sequence[str]) -> tuple[TransferConfig, Any, set[str]]:
     """
     from transformers import HfArgumentParser, Seq2SeqTrainingArguments
 
-    from hf_transfer_plugin.recipes import DEFAULT_ARGUMENTS
+    from hf_transfer_plugin.recipes import DEFAULT_ARGUMENTS, default_arguments
     from hf_transfer_plugin.tasks import TASKS
 
     class Parser(HfArgumentParser, OneLineParser):
@@ -87,7 +87,8 @@ def parse(argv: Sequence[str]) -> tuple[TransferConfig, Any, set[str]]:
     if values["load_best_model_at_end"] and values["eval_strategy"] != "no" and "save_strategy" not in explicit:
         values["save_strategy"] = values["eval_strategy"]
     config = TransferConfig(**{f.name: values[f.name] for f in dataclasses.fields(TransferConfig)})
-    values |= {name: value for name, value in TASKS[config.task].arguments.items() if name not in explicit}
+    defaults = default_arguments(TASKS[config.task], config.adapter_spec)
+    values |= {name: value for name, value in defaults.items() if name not in explicit}
     names = [f.name for f in dataclasses.fields(Seq2SeqTrainingArguments) if f.init]
     try:
         args = Seq2SeqTrainingArguments(**{name: values[name] for name in names if name in values})

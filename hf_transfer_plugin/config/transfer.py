@@ -246,14 +246,16 @@ class TransferConfig:
             value = getattr(self, name)
             if not isinstance(value, str) or not value.strip():
                 yield f"`{name}` must be a Hub id or a path, but got {value!r}."
-        if self.task not in TASK_NAMES:
-            yield f"`task` must be one of {', '.join(TASK_NAMES)}, but got {self.task!r}."
-        if self.adapter_output not in ADAPTER_OUTPUTS:
-            yield f"`adapter_output` must be one of {', '.join(ADAPTER_OUTPUTS)}, but got {self.adapter_output!r}."
-        if self.base_precision is not None and self.base_precision not in BASE_PRECISIONS:
-            yield f"`base_precision` must be one of {', '.join(BASE_PRECISIONS)}, but got {self.base_precision!r}."
-        if self.problem_type is not None and self.problem_type not in PROBLEM_TYPES:
-            yield f"`problem_type` must be one of {', '.join(PROBLEM_TYPES)}, but got {self.problem_type!r}."
+        choices = {
+            "task": TASK_NAMES,
+            "problem_type": (*PROBLEM_TYPES, None),
+            "adapter_output": ADAPTER_OUTPUTS,
+            "base_precision": (*BASE_PRECISIONS, None),
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                listed = ", ".join(value for value in known if value is not None)
+                yield f"`{name}` must be one of {listed}, but got {getattr(self, name)!r}."
         if self.prompt is not None and "{text}" not in self.prompt:
             yield f"`prompt` must hold {{text}}, the place of the text, but got {self.prompt!r}."
         if not isinstance(self.trust_remote_code, bool):

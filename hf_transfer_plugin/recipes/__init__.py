@@ -4,6 +4,7 @@ from hf_transfer_plugin.recipes.defaults import (
     DEFAULT_ARGUMENTS,
     DEFAULT_STRATEGY,
     build_strategy,
+    default_arguments,
 )
 from hf_transfer_plugin.recipes.evaluation import evaluate_run, predict_run
 from hf_transfer_plugin.recipes.finetuning import finetune
@@ -15,6 +16,7 @@ __all__ = [
     "DEFAULT_STRATEGY",
     "FULL_ROWS",
     "build_strategy",
+    "default_arguments",
     "evaluate_run",
     "finetune",
     "predict_run",

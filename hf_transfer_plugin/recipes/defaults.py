@@ -1,11 +1,12 @@
 """The measured defaults (benchmarks/strategies.py), and how a run falls back on them."""
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from transformers import TrainingArguments
 
+from hf_transfer_plugin.adapters import learning_rate_of, method_of, ratio_of
 from hf_transfer_plugin.config import LEARNING_RATE_NAMES, STRATEGY_NAMES, TransferConfig, gather, parse_spec
 from hf_transfer_plugin.freezing import POLICIES
 from hf_transfer_plugin.learning_rates import LEARNING_RATES
@@ -30,8 +31,26 @@ DEFAULT_ARGUMENTS: dict[str, Any] = {
 }
 
 
+def default_arguments(task: Task, adapter: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """
+    Args:
+        task (`Task`):
+            May have defaults of its own.
+        adapter (`dict`, *optional*):
+            An adapter learns at a rate of its own.
+
+    Returns:
+        `dict[str, Any]`: The arguments that differ from Trainer's.
+    """
+    rate = {} if adapter is None else {"learning_rate": learning_rate_of(dict(adapter))}
+    return {**DEFAULT_ARGUMENTS, **task.arguments, **rate}
+
+
 def with_defaults(
-    args: TrainingArguments, explicit: Collection[str] = (), task: Task = TEXT_CLASSIFICATION
+    args: TrainingArguments,
+    explicit: Collection[str] = (),
+    task: Task = TEXT_CLASSIFICATION,
+    adapter: Mapping[str, Any] | None = None,
 ) -> TrainingArguments:
     """
     Puts the measured defaults in the place of Trainer's own.
@@ -43,6 +62,8 @@ def with_defaults(
             Fields to keep although they equal Trainer's default, because somebody typed them.
         task (`Task`, *optional*):
             May have defaults of its own.
+        adapter (`dict`, *optional*):
+            An adapter learns at a rate of its own.
 
     Returns:
         `TrainingArguments`: A copy.
@@ -50,7 +71,7 @@ def with_defaults(
     own = {f.name: f.default for f in dataclasses.fields(args) if f.init}
     changes = {
         name: value
-        for name, value in {**DEFAULT_ARGUMENTS, **task.arguments}.items()
+        for name, value in default_arguments(task, adapter).items()
         if name not in explicit and getattr(args, name) == own.get(name)
     }
     if args.load_best_model_at_end and args.save_strategy != "best":
@@ -76,13 +97,18 @@ def build_strategy(config: TransferConfig, task: Task = TEXT_CLASSIFICATION) -> 
     Raises:
         ValueError: If a field is unknown or out of range.
     """
-    spec = parse_spec(config.strategy or task.strategy, STRATEGY_NAMES, "strategy")
+    adapter = config.adapter_spec
+    name = "full" if adapter is not None and (config.adapter is None or config.strategy is None) else config.strategy
+    spec = parse_spec(name or task.strategy, STRATEGY_NAMES, "strategy")
     makers = {**POLICIES, **SCHEDULES}
     given = config.learning_rates
     rates = None if given is None else parse_spec(given, LEARNING_RATE_NAMES, "learning_rates")
+    if adapter is not None and ratio_of(adapter) != 1:
+        rates = {**(rates or {"name": "layerwise-decay", "decay": 1.0}), "lora_b_multiplier": ratio_of(adapter)}
     gather(
         lambda: _build(spec, makers, "strategy"),
         lambda: rates is None or _build(rates, LEARNING_RATES, "learning_rates"),
+        lambda: adapter is None or method_of(adapter),
     )
     return _build(spec, makers, "strategy"), None if rates is None else _build(rates, LEARNING_RATES, "learning_rates")
 

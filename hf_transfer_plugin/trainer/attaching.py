@@ -9,7 +9,8 @@ from torch import nn
 from transformers import Trainer
 from transformers.trainer_callback import DefaultFlowCallback
 
-from hf_transfer_plugin.callbacks import FreezingCallback
+from hf_transfer_plugin.callbacks import FreezingCallback, RankAllocationCallback
+from hf_transfer_plugin.callbacks.adapters import allocates_ranks
 from hf_transfer_plugin.callbacks.ranks import anywhere, of_first, together
 from hf_transfer_plugin.callbacks.resuming import check_checkpoint
 from hf_transfer_plugin.freezing import FreezingPolicy, ever_learning_names, set_trainable
@@ -160,6 +161,8 @@ def _install(trainer: Trainer, attachment: _Attachment, groups: LayerGroups) -> 
     callbacks.insert(
         next((i + 1 for i, c in enumerate(callbacks) if isinstance(c, DefaultFlowCallback)), 0), attachment
     )
+    if allocates_ranks(trainer.model):
+        trainer.add_callback(RankAllocationCallback())
     _check_every_resume(trainer)
 
 
