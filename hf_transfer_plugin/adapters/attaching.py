@@ -55,7 +55,7 @@ def attach_adapter(
         model (`PreTrainedModel`):
             The model; it is changed in place, and frozen but for the adapter.
         adapter (`str`, `dict` or `PeftConfig`):
-            A name (`"lora"`, `"dora"`, `"ia3"` ...), or an object with the name and fields of PEFT's configuration, and
+            A name (`"lora"`, `"dora"`, `"ia3"` ...), or an object with the name, fields of PEFT's configuration, and
             `layers` (`int`): only the uppermost blocks; `also_train` (`list[str]`): `"norms"` and `"biases"` (LoRA) of
             the base, or names of modules, learn in full, too; `ratio` (`float`): LoRA+'s. `{"peft_type": ...}` as PEFT
             writes it, and PEFT's configurations, are taken with every other method that PEFT has.
@@ -70,8 +70,8 @@ def attach_adapter(
         `PeftModel`: The model with the adapter.
 
     Raises:
-        ValueError: If the adapter is unknown, fits no module of the model, has a rank larger than a layer, or is one of
-            prompts and the model cannot have them.
+        ValueError: If the adapter is unknown, fits no module of the model, has a rank larger than a layer, or consists
+            of prompts and the model cannot have them.
 
     Example:
     ```python
@@ -149,10 +149,7 @@ def _found_targets(model: nn.Module, groups: LayerGroups, spec: dict[str, Any], 
     modules = block_modules(model, groups, spec.get("layers"))
     if method.targets == "embedding":
         return {"target_modules": [_embedding_table(model)]}
-    if method.targets == "norm":
-        wanted = norm_targets(modules.items())
-    else:
-        wanted = linear_targets(modules)
+    wanted = norm_targets(modules.items()) if method.targets == "norm" else linear_targets(modules)
     if not wanted:
         raise ValueError(
             f"An adapter sits in {method.targets} layers, but the blocks of {type(model).__name__} have none. Name "
@@ -224,8 +221,8 @@ def check_targets(model: nn.Module, config: PeftConfig) -> None:
     if targets and targets != "all-linear" and not found:
         listed = targets if isinstance(targets, str) else ", ".join(sorted(targets))
         raise ValueError(
-            f"`target_modules` must match modules of {type(model).__name__}, but {listed!r} match none. These could be "
-            f"targeted: {targetable(model)}. A list holds ends of names, a text a regular expression for whole names."
+            f"`target_modules` must match modules of {type(model).__name__}, but {listed!r} match none. These could "
+            f"be: {targetable(model)}. A list holds ends of names, a text a regular expression for whole names."
         )
     side, kind = smallest_side(found), kind_of(config)
     rank = getattr(config, "init_r" if kind == "ADALORA" else "r", None)

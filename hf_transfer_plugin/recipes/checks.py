@@ -82,7 +82,9 @@ def check_folder(config: TransferConfig, args: TrainingArguments) -> None:
     """
     folder = Path(args.output_dir)
     # A configuration alone is what a run leaves that failed before its first checkpoint.
-    held = [name for name in (RECORD_NAME, "model.safetensors") if (folder / name).exists()]
+    held = [
+        name for name in (RECORD_NAME, "model.safetensors", "adapter_model.safetensors") if (folder / name).exists()
+    ]
     held += [path.name for path in folder.glob("checkpoint-*")]
     resume = checkpoint_of(args)
     if held and not resume and args.process_index == 0:

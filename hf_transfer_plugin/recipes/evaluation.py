@@ -11,10 +11,13 @@ from typing import Any
 from datasets import Dataset, DatasetDict
 from transformers import Trainer, TrainingArguments
 
+from hf_transfer_plugin.adapters import virtual_tokens
 from hf_transfer_plugin.config import TransferConfig
+from hf_transfer_plugin.layers import beneath_adapters
 from hf_transfer_plugin.recipes.measuring import Measuring, measure, write_texts
 from hf_transfer_plugin.recipes.preparing import encode_rows, set_up
-from hf_transfer_plugin.recipes.pretrained import load_model, load_processor, readable_length
+from hf_transfer_plugin.recipes.pretrained import load_processor, readable_length
+from hf_transfer_plugin.recipes.trained import load_run_model
 from hf_transfer_plugin.record import TransferRecord, write_atomically
 from hf_transfer_plugin.tasks import TASKS, Outcome, TaskData, load_splits
 
@@ -126,7 +129,7 @@ def _predict(
     chosen = next(iter(data.splits))
     config = TransferConfig(model=str(folder), dataset=dataset, task=record.task)
     processor = load_processor(config)
-    model, _ = load_model(config, task, data, processor)
+    model = load_run_model(folder, record, processor=processor)
     size = batch_size or task.arguments.get("per_device_eval_batch_size", 64)
     args = TrainingArguments(
         output_dir=str(folder),
@@ -135,8 +138,10 @@ def _predict(
         report_to="none",
         dataloader_pin_memory=False,
     )
-    set_up(task, model, processor, data, args)
-    encoded, _ = encode_rows(task, data, processor, readable_length(config, processor, model), model)
+    base = beneath_adapters(model)[0]
+    set_up(task, base, processor, data, args)
+    length = readable_length(config, processor, base, kept=virtual_tokens(model))
+    encoded, _ = encode_rows(task, data, processor, length, base)
     trainer = Trainer(
         model=model,
         args=args,

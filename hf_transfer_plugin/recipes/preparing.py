@@ -3,12 +3,15 @@
 import logging
 from collections.abc import Collection
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import DatasetDict
 from torch import nn
 from transformers import TrainingArguments, set_seed
 
+from hf_transfer_plugin.adapters import attach_adapter, start_of, virtual_tokens
 from hf_transfer_plugin.callbacks.freezing import require_evaluation
 from hf_transfer_plugin.callbacks.ranks import in_turn, together
 from hf_transfer_plugin.config import ConfigError, TransferConfig, gather
@@ -54,12 +57,13 @@ class Prepared:
         encoded (`DatasetDict`): The encoded rows.
         overlong (`int`): Rows longer than the model reads.
         processor (`Any`): The tokenizer.
-        model (`nn.Module`): The model.
-        new_weights (`bool`): Whether some of its weights are new.
+        model (`nn.Module`): The model, with the adapter where there is one.
+        new_weights (`frozenset[str]`): Names of its weights that are new.
         groups (`LayerGroups`): Its layer groups.
         strategy (`Any`): Policy or schedule.
         rates (`Any`): Learning rates.
         loaded (`bool`): Whether the rows were loaded by `config.dataset`.
+        start (`dict[str, torch.Tensor]`, *optional*): What an adapter took out of the base's weights.
     """
 
     config: TransferConfig
@@ -70,11 +74,12 @@ class Prepared:
     overlong: int
     processor: Any
     model: nn.Module
-    new_weights: bool
+    new_weights: frozenset[str]
     groups: LayerGroups
     strategy: Any
     rates: Any
     loaded: bool = True
+    start: dict[str, torch.Tensor] | None = None
 
 
 def prepare(
@@ -104,40 +109,48 @@ def prepare(
         ValueError: For anything that is wrong.
     """
     task, loaded = TASKS[config.task], splits is None
-    args = with_defaults(args, explicit, task)
+    args = with_defaults(args, explicit, task, config.adapter_spec)
     in_turn(lambda: pull_run(config, args))
     strategy, rates = together(lambda: _check(config, args, task))
     found = in_turn(lambda: load_splits(config)) if splits is None else splits
     data = together(lambda: _read(config, args, task, found, explicit))
 
-    def load() -> tuple[Any, nn.Module, bool]:
+    def load() -> tuple[Any, nn.Module, frozenset[str]]:
         processor = load_processor(config)
         set_seed(args.seed)
         return processor, *load_model(config, task, data, processor)
 
-    processor, model, new_weights = in_turn(load)
+    processor, base, new_weights = in_turn(load)
 
-    def encode() -> tuple[LayerGroups, DatasetDict, int]:
+    def encode() -> tuple[nn.Module, LayerGroups, DatasetDict, int]:
+        set_up(task, base, processor, data, args)
+        model = base if config.adapter_spec is None else _adapted(config, base, new_weights)
         groups = discover_layer_groups(model)
         ever_learning_names(strategy, model, groups)
-        length = readable_length(config, processor, model)
+        length = readable_length(config, processor, base, kept=virtual_tokens(model))
         if config.max_length is not None:
             # Saved with the tokenizer, so that the model is measured and used as it was trained.
             processor.model_max_length = length
-        set_up(task, model, processor, data, args)
-        encoded, overlong = encode_rows(task, data, processor, length, model)
+        encoded, overlong = encode_rows(task, data, processor, length, base)
         if overlong:
             logger.warning("%d rows are longer than %d tokens and were %s.", overlong, length, task.overlong)
-        return groups, encoded, overlong
+        return model, groups, encoded, overlong
 
-    groups, encoded, overlong = together(encode)
+    model, groups, encoded, overlong = together(encode)
     if new_weights and task.pretrained_head:
         logger.warning(
-            "The head of %s for %s is new and random: %r brings none.", type(model).__name__, task.name, config.model
+            "The head of %s for %s is new and random: %r brings none.", type(base).__name__, task.name, config.model
         )
+    start = start_of(model) if config.adapter_spec is not None else None
     return Prepared(
-        config, args, task, data, encoded, overlong, processor, model, new_weights, groups, strategy, rates, loaded
-    )
+        config, args, task, data, encoded, overlong, processor, model, new_weights, groups, strategy, rates, loaded,
+        start,
+    )  # fmt: skip
+
+
+def _adapted(config: TransferConfig, base: nn.Module, new_weights: frozenset[str]) -> nn.Module:
+    revision = None if Path(config.model).expanduser().is_dir() else config.model_revision
+    return attach_adapter(base, config.adapter_spec, new_weights=new_weights, revision=revision)
 
 
 def set_up(task: Task, model: Any, processor: Any, data: TaskData, args: TrainingArguments) -> None:

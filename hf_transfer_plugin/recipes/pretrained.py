@@ -33,7 +33,7 @@ def load_processor(config: TransferConfig) -> Any:
     return processor
 
 
-def load_model(config: TransferConfig, task: Task, data: TaskData, processor: Any) -> tuple[nn.Module, bool]:
+def load_model(config: TransferConfig, task: Task, data: TaskData, processor: Any) -> tuple[nn.Module, frozenset[str]]:
     """
     Loads the model with a head for the task's labels.
 
@@ -48,8 +48,8 @@ def load_model(config: TransferConfig, task: Task, data: TaskData, processor: An
             Its padding token goes into the model's config.
 
     Returns:
-        `tuple[nn.Module, bool]`: The model, and whether some of its weights are new, as those of a head that the
-        pretrained model does not have.
+        `tuple[nn.Module, frozenset[str]]`: The model, and the names of its weights that are new, as those of a head
+        that the pretrained model does not have.
 
     Raises:
         ValueError: If it cannot be loaded.
@@ -65,7 +65,8 @@ def load_model(config: TransferConfig, task: Task, data: TaskData, processor: An
     model, info = _load(auto, config, ignore_mismatched_sizes=True, output_loading_info=True, **settings)
     if getattr(model.config, "pad_token_id", None) is None:
         model.config.pad_token_id = processor.pad_token_id
-    return model, bool(info["missing_keys"] or info["mismatched_keys"])
+    mismatched = (entry[0] if isinstance(entry, (tuple, list)) else entry for entry in info["mismatched_keys"])
+    return model, frozenset({*info["missing_keys"], *mismatched})
 
 
 def _auto_class(task: Task, found: Any, name: str) -> Any:
@@ -130,7 +131,7 @@ def sketch_model(name: str, task: str | None = None, *, trust_remote_code: bool 
         ) from error
 
 
-def readable_length(config: TransferConfig, processor: Any, model: nn.Module) -> int:
+def readable_length(config: TransferConfig, processor: Any, model: nn.Module, *, kept: int = 0) -> int:
     """
     How many tokens a row may have.
 
@@ -141,6 +142,8 @@ def readable_length(config: TransferConfig, processor: Any, model: nn.Module) ->
             May know it.
         model (`nn.Module`):
             May know it.
+        kept (`int`, *optional*, defaults to 0):
+            Places that are kept for learned prompts.
 
     Returns:
         `int`: The smallest of what they say, and 512 where nobody says anything.
@@ -149,6 +152,7 @@ def readable_length(config: TransferConfig, processor: Any, model: nn.Module) ->
         ValueError: If `max_length` is more than the model reads.
     """
     positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    positions = positions - kept if isinstance(positions, int) else None
     known = [n for n in (positions, processor.model_max_length) if isinstance(n, int) and 0 < n < 10**6]
     if config.max_length is not None:
         if positions is not None and config.max_length > positions:

@@ -9,12 +9,23 @@ from typing import Any
 
 import torch
 
+from hf_transfer_plugin.adapters import describe_adapter, save_as_lora
 from hf_transfer_plugin.callbacks import FreezingCallback
 from hf_transfer_plugin.hub import render_card, render_plots
+from hf_transfer_plugin.layers import beneath_adapters
 from hf_transfer_plugin.record import TransferRecord
 from hf_transfer_plugin.tasks import Outcome
 
-PACKAGES = ("hf-transfer-plugin", "torch", "transformers", "accelerate", "datasets", "evaluate", "scikit-learn")
+PACKAGES = (
+    "hf-transfer-plugin",
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "datasets",
+    "evaluate",
+    "scikit-learn",
+)
 ARGUMENTS = (
     "learning_rate",
     "lr_scheduler_type",
@@ -55,7 +66,7 @@ def start_record(prepared: Any) -> TransferRecord:
         task=config.task,
         base_model=config.base_model_id or name,
         base_model_id=config.base_model_id or (None if local else config.model),
-        model_class=type(prepared.model).__name__,
+        model_class=type(beneath_adapters(prepared.model)[0]).__name__,
         problem_type=data.problem_type,
         class_names=list(data.class_names),
         options=data.options,
@@ -73,6 +84,7 @@ def start_record(prepared: Any) -> TransferRecord:
         language=list(config.language or ()),
         strategy=prepared.strategy.to_dict(),
         learning_rates=prepared.rates.to_dict() if prepared.rates is not None else None,
+        adapter=_adapter(prepared),
         groups=[{"name": g.name, "parameters": n} for g, n in zip(groups, groups.sizes, strict=True)],
         arguments={name: getattr(value, "value", value) for name, value in values.items()},
         hardware=_hardware() | ({"processes": args.world_size} if args.world_size > 1 else {}),
@@ -116,9 +128,31 @@ def finish_record(record: TransferRecord, prepared: Any, trainer: Any, outcome: 
         setattr(record, name, value)
     trainer.save_model()
     if trainer.is_world_process_zero():
+        if record.adapter is not None:
+            _complete_adapter(prepared, Path(trainer.args.output_dir))
         # A pickle that may hold a token in clear; the record has what matters of it.
         (Path(trainer.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
         write_run(record, Path(trainer.args.output_dir))
+
+
+def _adapter(prepared: Any) -> dict[str, Any] | None:
+    spec = prepared.config.adapter_spec
+    if spec is None:
+        return None
+    precision = prepared.config.base_precision
+    return {
+        **describe_adapter(prepared.model, spec),
+        "trainable_parameters": sum(prepared.groups.open_sizes.values()),
+        **({"base_precision": precision} if precision else {}),
+    }
+
+
+def _complete_adapter(prepared: Any, folder: Path) -> None:
+    """What PEFT does not write: plain LoRA where the adapter began within the weights, and how the model writes."""
+    if prepared.start is not None:
+        save_as_lora(prepared.model, prepared.start, folder)
+    if prepared.task.generate is not None:
+        prepared.model.generation_config.save_pretrained(folder)
 
 
 def write_run(record: TransferRecord, folder: Path) -> None:

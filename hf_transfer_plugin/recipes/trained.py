@@ -37,7 +37,7 @@ def load_run_model(
         base (`str`, *optional*):
             Hub id or folder of the base of an adapter, instead of the one that [`base_of_run`] finds.
         precision (`str`, *optional*):
-            `base_precision` of an adapter's base, instead of that of the training; `""` loads the base as it was saved.
+            `base_precision` of an adapter's base, instead of that of the training; `""` loads it as it was saved.
 
     Returns:
         `nn.Module`: The model, or a `PeftModel`.
