@@ -1,6 +1,7 @@
 """What will train when and what it costs, worked out before anything is trained."""
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_transfer_plugin.freezing import ever_learning_names, learning_names, set_trainable
-from hf_transfer_plugin.layers import LayerGroups, discover_layer_groups
+from hf_transfer_plugin.layers import LayerGroups, beneath_adapters, discover_layer_groups
 from hf_transfer_plugin.layers.probe import dummy_inputs
 from hf_transfer_plugin.schedules import Progress
 
@@ -232,9 +233,12 @@ def _weightless(model: nn.Module, length: int) -> tuple[nn.Module | None, Mappin
     config = getattr(model, "config", None)
     if config is None:
         return None, None
-    with torch.device("meta"):
-        copy = type(model)(config)
-    copy.to(next(model.parameters()).dtype)
+    if beneath_adapters(model)[0] is model:
+        with torch.device("meta"):
+            copy = type(model)(config)
+        copy.to(next(model.parameters()).dtype)
+    else:
+        copy = _on_meta(model)
     for inputs in dummy_inputs(
         model, length=min(length, getattr(config, "max_position_embeddings", length) or length)
     ):
@@ -246,6 +250,16 @@ def _weightless(model: nn.Module, length: int) -> tuple[nn.Module | None, Mappin
             continue
         return copy.train(), on_meta
     return None, None
+
+
+def _on_meta(model: nn.Module) -> nn.Module:
+    """A copy of a model with adapters, which no config tells, without its weights being there twice at any time."""
+    tensors = [*model.parameters(), *model.buffers()]
+    memo: dict[int, Any] = {
+        id(t): nn.Parameter(t.to("meta"), t.requires_grad) if isinstance(t, nn.Parameter) else t.to("meta")
+        for t in tensors
+    }
+    return deepcopy(model, memo)
 
 
 def _measure(

@@ -1,5 +1,6 @@
 """Puts an adapter into a model: PEFT's, with defaults found from the model, and checked first."""
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -96,7 +97,10 @@ def attach_adapter(
         check_targets(model, config)
     _add_saved(model, groups, config, spec.get("also_train", ()), new_weights)
     try:
-        return get_peft_model(model, config)
+        with warnings.catch_warnings():
+            # PEFT asks by a name that Transformers has changed.
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+            return get_peft_model(model, config)
     except (ValueError, TypeError, KeyError, NotImplementedError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(

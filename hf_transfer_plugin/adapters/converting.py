@@ -31,8 +31,8 @@ def save_as_lora(model: PeftModel, start: dict[str, torch.Tensor], folder: str |
     """
     Writes the adapter as plain LoRA of twice the rank.
 
-    PiSSA (https://huggingface.co/papers/2404.02948) and OLoRA (https://huggingface.co/papers/2406.01775) take s·B₀A₀ out of a weight W and train B and A over the rest, so with
-    s = alpha / r the weight becomes
+    PiSSA (https://huggingface.co/papers/2404.02948) and OLoRA (https://huggingface.co/papers/2406.01775) take s·B₀A₀
+    out of a weight W and train B and A over the rest, so with s = alpha / r the weight becomes
 
         W - s·B₀A₀ + s·BA = W + s·[B, -B₀][A; A₀]
 
