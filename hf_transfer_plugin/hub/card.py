@@ -8,6 +8,15 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from hf_transfer_plugin.hub.adapter_facts import (
+    GENERATION,
+    adapter_metadata,
+    adapter_notes,
+    adapter_rows,
+    adapter_tags,
+    is_adapter,
+    method_name,
+)
 from hf_transfer_plugin.hub.facts import (
     answer_table,
     baseline_rows,
@@ -100,7 +109,7 @@ def render_card(
         model (`str`, *optional*, defaults to `"."`):
             What the code on the card loads: the repository, or the folder that the card lies in.
         adapter (`Mapping[str, Any]`, *optional*):
-            Metadata of PEFT's card, where the weights are an adapter's.
+            Metadata of PEFT's card, where the weights are an adapter's and the record does not tell so.
 
     Returns:
         `str`: The card with its metadata.
@@ -112,6 +121,8 @@ def render_card(
         lstrip_blocks=True,
         autoescape=False,  # noqa: S701  Markdown is escaped by the filter `text`
     )
+    folder = _folder(record, path)
+    adapted = adapter is not None or is_adapter(record, folder)
     environment.globals["zip"] = zip
     environment.filters["text"] = escape
     environment.filters["number"] = _number
@@ -129,17 +140,33 @@ def render_card(
         overlong=overlong_words(record),
         phases=phase_rows(record),
         limits=limits(record),
-        start=getting_started(record, model, adapter=adapter is not None),
+        start=getting_started(
+            record, model, adapter=adapted, generation=folder is not None and (folder / GENERATION).is_file()
+        ),
+        adapted=adapted,
+        method=method_name(record.adapter or {}),
+        adapter=adapter_rows(record, folder),
+        notes=adapter_notes(record, merged=not adapted) if adapted or record.adapter else [],
     )
-    metadata = _metadata(record).to_dict()
-    for name, value in (adapter or {}).items():
-        metadata[name] = [*value, *metadata.get("tags", ())] if name == "tags" else value
-    if adapter is not None:
-        metadata["base_model_relation"] = "adapter"
+    metadata = _metadata(record).to_dict() | (_adapted(record, adapter or {}) if adapted else {})
     card = f"---\n{ModelCardData(**metadata).to_yaml()}\n---\n{body}"
     if path is not None:
         write_atomically(path, card)
     return card
+
+
+def _folder(record: TransferRecord, path: str | Path | None) -> Path | None:
+    if path is not None:
+        return Path(path).parent
+    return record.path.parent if record.path is not None else None
+
+
+def _adapted(record: TransferRecord, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata that an adapter has otherwise; what was given counts more than what the record tells."""
+    told = adapter_metadata(
+        record, given.get("base_model") or record.base_model_id, adapter_tags(record.adapter or {})
+    )
+    return told | dict(given) | {"tags": list(dict.fromkeys([*given.get("tags", ()), *told["tags"]]))}
 
 
 def _number(value: float) -> str:

@@ -5,16 +5,15 @@ import re
 import shutil
 from collections.abc import Iterator
 from fnmatch import fnmatch
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard
-
+from hf_transfer_plugin.hub.adapter_checks import is_path, prepare_adapter
+from hf_transfer_plugin.hub.adapter_facts import ADAPTER, ADAPTER_WEIGHTS, WHOLE
 from hf_transfer_plugin.hub.card import render_card
-from hf_transfer_plugin.record import RECORD_NAME, TransferRecord, write_atomically
+from hf_transfer_plugin.record import RECORD_NAME, TransferRecord
 
-ADAPTER = "adapter_config.json"
-WEIGHTS = ("model.safetensors", "model-*.safetensors", "adapter_model.safetensors")
+WEIGHTS = (*WHOLE, ADAPTER_WEIGHTS)
 ALLOWED = (
     *WEIGHTS,
     "model.safetensors.index.json",
@@ -66,7 +65,8 @@ def build_folder(record: TransferRecord, folder: Path, repo: str) -> list[str]:
         `list[str]`: Names in the run folder that are left out.
 
     Raises:
-        ValueError: If there are no weights, or something in the folder must not be published.
+        ValueError: If there are no weights, an adapter would not answer as it was trained to, or something in the
+            folder must not be published.
     """
     assert record.path is not None
     run = record.path.parent
@@ -76,38 +76,18 @@ def build_folder(record: TransferRecord, folder: Path, repo: str) -> list[str]:
         raise ValueError(
             f"A run to push must hold weights as safetensors ({', '.join(WEIGHTS)}), but {str(run)!r} has none."
         )
+    if ADAPTER in chosen and not any(fnmatch(name, pattern) for name in chosen for pattern in WHOLE):
+        # Beside an adapter, Transformers would take a downloaded folder with it for the base.
+        chosen = [name for name in chosen if name != "config.json"]
     for name in chosen:
         # Through a link the file may lie anywhere, so its content is copied.
         shutil.copyfile(run / name, folder / name)
-    metadata = _adapter_metadata(record, run, folder) if ADAPTER in chosen else None
+    metadata = None
+    if ADAPTER in chosen:
+        record, metadata = prepare_adapter(record, run, folder)
     render_card(record, folder / "README.md", model=repo, adapter=metadata)
     search(folder)
     return [name for name in names if name not in chosen and not any(fnmatch(name, own) for own in OWN)]
-
-
-def _adapter_metadata(record: TransferRecord, run: Path, folder: Path) -> dict[str, Any]:
-    """What PEFT wrote into its card, with the base model's id instead of a path; also mends the adapter's config."""
-    config = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
-    base = str(config.get("base_model_name_or_path") or "")
-    if _is_path(base) or Path(base).expanduser().is_dir():
-        if record.base_model_id is None:
-            raise ValueError(
-                f"The adapter was trained on a local folder, so nobody could load it from the Hub. Name the base "
-                f"model: set `base_model_id` in {RECORD_NAME}, or train with `--base_model_id`."
-            )
-        config["base_model_name_or_path"] = record.base_model_id
-        write_atomically(folder / ADAPTER, json.dumps(config, indent=2, sort_keys=True) + "\n")
-    id_of_base = config["base_model_name_or_path"]
-    card = run / "README.md"
-    kept = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict() if card.is_file() else {}
-    tags = [tag for tag in kept.get("tags") or () if not tag.startswith("base_model:")]
-    kind = str(config.get("peft_type") or "").lower()
-    return {
-        **{name: value for name, value in kept.items() if name not in ("base_model", "model-index", "tags")},
-        "library_name": "peft",
-        "base_model": id_of_base,
-        "tags": [f"base_model:adapter:{id_of_base}", *dict.fromkeys([*tags, kind, "transformers"])],
-    }
 
 
 def search(folder: Path) -> None:
@@ -132,7 +112,7 @@ def search(folder: Path) -> None:
                 )
         if path.suffix == ".json" and name != "tokenizer.json":
             for key, value in _strings(json.loads(text)):
-                if _is_path(value):
+                if is_path(value):
                     raise ValueError(
                         f"{name} holds a path of this machine (`{key}`: {value!r}), so nothing was pushed. Replace it "
                         "by a Hub id."
@@ -161,11 +141,3 @@ def _strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
         for name, item in value.items():
             if name not in DATA:
                 yield from _strings(item, f"{key}.{name}" if key else name)
-
-
-def _is_path(text: str) -> bool:
-    """Whether it reads as an absolute path of two parts or more."""
-    if " " in text.strip() or "\n" in text:
-        return False
-    posix = text.startswith("/") and text.strip("/").count("/") >= 1
-    return posix or text.startswith("file://") or (PureWindowsPath(text).drive != "" and "\\" in text)

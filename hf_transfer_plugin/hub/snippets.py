@@ -1,6 +1,7 @@
 """Code for a card that loads the model and asks it about a row of the data, a few lines for each task."""
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
 from hf_transfer_plugin.record import TransferRecord
@@ -14,11 +15,16 @@ ADAPTER_CLASSES = {
 }
 CLASSIFYING = ("AutoModelForSequenceClassification", "AutoModelForTokenClassification")
 READ = ("AutoModelForTokenClassification", "AutoModelForQuestionAnswering")  # whose outputs the snippet reads itself
+WRITING_KINDS = ("AutoModelForSeq2SeqLM", "AutoModelForCausalLM")
 CAUSAL = ("ForCausalLM", "LMHeadModel")
 TEXT = "Write your text here."
 ASKED, BEGINNING = 1500, 160  # characters of a text that a card shows, and of a beginning to go on with
 WRITTEN = 128
 
+# PEFT has no auto class of every kind; pipelines do not know its wrapper of the others.
+WRAPPING = """\
+base = {kind}.from_pretrained(PeftConfig.from_pretrained({name}).base_model_name_or_path)
+model = PeftModel.from_pretrained(base, {name}).get_base_model()  # with the adapter in it"""
 PIPELINE = "from transformers import pipeline\n\n{call} = pipeline({task}, model={name}{extra})\n"
 
 TAGGING = """\
@@ -65,7 +71,23 @@ asked = [{{"role": "user", "content": asked}}] if write.tokenizer.chat_template 
 print(write(asked, max_new_tokens={limit}, do_sample=False, return_full_text=False)[0]["generated_text"])"""
 
 
-def getting_started(record: TransferRecord, model: str, *, adapter: bool) -> str:
+@dataclass(frozen=True)
+class Source:
+    """
+    Where the model is loaded from.
+
+    Args:
+        name (`str`): Repository or folder, quoted.
+        adapter (`bool`): Whether the weights are an adapter's.
+        generation (`bool`): Whether an adapter has settings of its own for writing.
+    """
+
+    name: str
+    adapter: bool
+    generation: bool
+
+
+def getting_started(record: TransferRecord, model: str, *, adapter: bool, generation: bool = False) -> str:
     """
     Code that loads the model and asks it about an example.
 
@@ -76,61 +98,63 @@ def getting_started(record: TransferRecord, model: str, *, adapter: bool) -> str
             Repository or folder.
         adapter (`bool`):
             Whether the weights are an adapter's.
+        generation (`bool`, *optional*, defaults to `False`):
+            Whether an adapter has settings of its own for writing; a whole model's are loaded with it.
 
     Returns:
         `str`: Python, or nothing for a task without such code.
     """
     made = SNIPPETS.get(record.task)
-    return made(record, _quoted(model), adapter) if made else ""
+    return made(record, Source(_quoted(model), adapter, generation)) if made else ""
 
 
 def _quoted(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _classify(record: TransferRecord, name: str, adapter: bool) -> str:
+def _classify(record: TransferRecord, source: Source) -> str:
     example = record.examples[0] if record.examples else {"text": TEXT}
     asked: Any = {role: value for role, value in example.items() if role != "label"}
     asked = asked["text"] if list(asked) == ["text"] else asked
     ask = f"print(classify({_quoted(asked)}, top_k=None))"
-    return _pipeline(record, name, adapter, "classify", "AutoModelForSequenceClassification") + ask
+    return _pipeline(record, source, "classify", "AutoModelForSequenceClassification") + ask
 
 
-def _tag(record: TransferRecord, name: str, adapter: bool) -> str:
+def _tag(record: TransferRecord, source: Source) -> str:
     text = _quoted(_example(record, "text", ASKED))
     kind = "AutoModelForTokenClassification"
     if not any(tag.startswith(("B-", "I-")) for tag in record.class_names):
-        return "import re\n\n" + _loading(record, name, adapter, kind) + TAGGING.format(text=text)
+        return "import re\n\n" + _loading(record, source, kind) + TAGGING.format(text=text)
     # The first piece of a word has its tag, as in training.
-    start = _pipeline(record, name, adapter, "tag", kind, ', aggregation_strategy="first"')
+    start = _pipeline(record, source, "tag", kind, ', aggregation_strategy="first"')
     return f'{start}for span in tag({text}):\n    print(span["word"], span["entity_group"], span["score"])'
 
 
-def _answer(record: TransferRecord, name: str, adapter: bool) -> str:
+def _answer(record: TransferRecord, source: Source) -> str:
     question = _quoted(_example(record, "question", ASKED))
     context = _quoted(_example(record, "context", ASKED))
-    start = _loading(record, name, adapter, "AutoModelForQuestionAnswering")
+    start = _loading(record, source, "AutoModelForQuestionAnswering")
     said = SAID_OR_NOT if record.options.get("no_answer") else SAID
     return start + ANSWERING.format(question=question, context=context, said=said)
 
 
-def _write(record: TransferRecord, name: str, adapter: bool) -> str:
+def _write(record: TransferRecord, source: Source) -> str:
     """A summary or a translation, by a model of either kind."""
     text = _quoted(_example(record, "text", ASKED))
     prompt = record.options.get("prompt")
     asked = f'{_quoted(prompt)}.replace("{{text}}", text)' if prompt and prompt != "{text}" else "text"
     limit = int(record.options.get("max_target_length") or WRITTEN)
     if record.options.get("causal", record.model_class.endswith(CAUSAL)):
-        start = _pipeline(record, name, adapter, "write", "AutoModelForCausalLM")
+        start = _pipeline(record, source, "write", "AutoModelForCausalLM")
         return start + INSTRUCTING.format(text=text, asked=asked, limit=limit)
-    start = _loading(record, name, adapter, "AutoModelForSeq2SeqLM")
+    start = _loading(record, source, "AutoModelForSeq2SeqLM")
     read = record.options.get("max_length")
     length = f", max_length={int(read)}" if read else ""
     return start + WRITING.format(text=text, asked=asked, length=length, limit=limit)
 
 
-def _go_on(record: TransferRecord, name: str, adapter: bool) -> str:
-    start = _pipeline(record, name, adapter, "write", "AutoModelForCausalLM")
+def _go_on(record: TransferRecord, source: Source) -> str:
+    start = _pipeline(record, source, "write", "AutoModelForCausalLM")
     if not record.options.get("chat"):
         beginning = _quoted(_example(record, "text", BEGINNING))
         return f'{start}print(write({beginning}, max_new_tokens=60, do_sample=False)[0]["generated_text"])'
@@ -140,13 +164,13 @@ def _go_on(record: TransferRecord, name: str, adapter: bool) -> str:
     return f"{start}messages = [{message}]\n{ask}"
 
 
-def _fill(record: TransferRecord, name: str, adapter: bool) -> str:
+def _fill(record: TransferRecord, source: Source) -> str:
     text = _example(record, "text", BEGINNING)
     if "<mask>" not in text and "[MASK]" not in text:
         words = text.split()
         text = " ".join([*words[: len(words) // 2], "[MASK]", *words[len(words) // 2 + 1 :]])
     text = text.replace("<mask>", "[MASK]")
-    start = _pipeline(record, name, adapter, "fill", "AutoModelForMaskedLM")
+    start = _pipeline(record, source, "fill", "AutoModelForMaskedLM")
     return (
         f'{start}text = {_quoted(text)}.replace("[MASK]", fill.tokenizer.mask_token)\n'
         'for guess in fill(text):\n    print(guess["token_str"], guess["score"])'
@@ -175,18 +199,18 @@ def _example(record: TransferRecord, role: str, limit: int) -> str:
     return text if len(text) <= limit else text[:limit].rsplit(" ", 1)[0]
 
 
-def _pipeline(record: TransferRecord, name: str, adapter: bool, call: str, kind: str, extra: str = "") -> str:
+def _pipeline(record: TransferRecord, source: Source, call: str, kind: str, extra: str = "") -> str:
     task = _quoted("text-generation" if kind == "AutoModelForCausalLM" else record.task)
-    if not adapter:
-        return PIPELINE.format(call=call, task=task, name=name, extra=extra)
-    start = _loading(record, name, adapter, kind, "pipeline")
+    if not source.adapter:
+        return PIPELINE.format(call=call, task=task, name=source.name, extra=extra)
+    start = _loading(record, source, kind, "pipeline")
     return f"{start}{call} = pipeline({task}, model=model, tokenizer=tokenizer{extra})\n"
 
 
-def _loading(record: TransferRecord, name: str, adapter: bool, kind: str, *others: str) -> str:
-    """Imports, the model and its tokenizer. An adapter's repository has no config of the model, so it is told here."""
-    peft = ADAPTER_CLASSES.get(kind) if adapter else None
-    imports = sorted(["AutoTokenizer", *others, *([] if peft else [kind])], key=lambda one: (one.islower(), one))
+def _loading(record: TransferRecord, source: Source, kind: str, *others: str) -> str:
+    """Imports, the model and its tokenizer."""
+    model, peft, own = _model_lines(record, source, kind)
+    imports = sorted(["AutoTokenizer", *others, *own], key=lambda one: (one.islower(), one))
     languages = "".join(
         f", {argument}={_quoted(record.options[option])}"
         for option, argument in (("source_language", "src_lang"), ("target_language", "tgt_lang"))
@@ -197,14 +221,31 @@ def _loading(record: TransferRecord, name: str, adapter: bool, kind: str, *other
         *([f"from peft import {peft}"] if peft else []),
         f"from transformers import {', '.join(imports)}",
         "",
-        f"model = {peft or kind}.from_pretrained({name}{_labels(record) if adapter and kind in CLASSIFYING else ''})",
-        f"tokenizer = AutoTokenizer.from_pretrained({name}{languages})",
+        *model,
+        f"tokenizer = AutoTokenizer.from_pretrained({source.name}{languages})",
     ]
     return "\n".join(lines) + "\n"
 
 
+def _model_lines(record: TransferRecord, source: Source, kind: str) -> tuple[list[str], str, list[str]]:
+    """What loads the model, and what it needs of PEFT and of Transformers."""
+    name = source.name
+    if not source.adapter:
+        return [f"model = {kind}.from_pretrained({name})"], "", [kind]
+    if kind not in ADAPTER_CLASSES:
+        return [WRAPPING.format(kind=kind, name=name)], "PeftConfig, PeftModel", [kind]
+    peft = ADAPTER_CLASSES[kind]
+    lines = [f"model = {peft}.from_pretrained({name}{_labels(record) if kind in CLASSIFYING else ''})"]
+    if not (source.generation and kind in WRITING_KINDS):
+        return lines, peft, []
+    lines.append(f"model.get_base_model().generation_config = GenerationConfig.from_pretrained({name})")
+    return lines, peft, ["GenerationConfig"]
+
+
 def _labels(record: TransferRecord) -> str:
+    """An adapter's repository has no config of the model, and its base may have an output layer for other classes."""
     named = ", ".join(f"{i}: {_quoted(name)}" for i, name in enumerate(record.class_names))
     labels = f", num_labels={len(record.class_names) or 1}" + (f", id2label={{{named}}}" if named else "")
     told = record.problem_type and record.problem_type != "single_label_classification"
-    return labels + (f", problem_type={_quoted(record.problem_type)}" if told else "")
+    labels += f", problem_type={_quoted(record.problem_type)}" if told else ""
+    return f"{labels}, ignore_mismatched_sizes=True"
