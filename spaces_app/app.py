@@ -115,6 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--model", default=os.environ.get("MODEL"), help="Hub id or folder; else MODEL, else demo.json"
     )
+    parser.add_argument("--base", help="Hub id or folder of an adapter's base; else as the adapter names it")
     parser.add_argument("--port", type=int, help="port (default: the first free one from 7860)")
     parser.add_argument("--open_browser", action="store_true", help="open the page in a browser")
     options = parser.parse_args(argv)
@@ -125,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if demo is None:
             raise DemoError(f"There is no demo for {settings.task} ({settings.form or 'no problem type'}).")
         model = options.model or settings.model
-        page = build(settings, demo, load(settings, model, demo.auto_class), model)
+        page = build(settings, demo, load(settings, model, demo.auto_class, options.base), model)
     except DemoError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

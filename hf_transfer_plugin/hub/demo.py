@@ -17,6 +17,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hf_transfer_plugin._optional import require
+from hf_transfer_plugin.hub.adapter_facts import ADAPTER
 from hf_transfer_plugin.hub.card import MEASURES, TEMPLATES, escape
 from hf_transfer_plugin.hub.facts import baseline_rows
 from hf_transfer_plugin.record import TransferRecord, write_atomically
@@ -129,8 +130,20 @@ def run_demo(run: str | Path, *, port: int | None = None, open_browser: bool = F
         command = [sys.executable, "app.py", "--model", str(Path(run).resolve())]
         command += ["--port", str(port)] if port is not None else []
         command += ["--open_browser"] if open_browser else []
+        base = _base_of(Path(run), record)
+        command += ["--base", base] if base else []
         with _stopping_with_us(subprocess.Popen(command, cwd=folder)) as app:  # noqa: S603
             return app.wait()
+
+
+def _base_of(run: Path, record: TransferRecord) -> str | None:
+    """The base of an adapter, where the app could not find it by what training called it: it runs elsewhere."""
+    file = run / ADAPTER
+    if not file.is_file():
+        return None
+    named = Path(json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path") or "")
+    local = named != Path() and named.expanduser().is_dir()
+    return str(named.expanduser().resolve()) if local else record.base_model_id
 
 
 @contextmanager
@@ -178,6 +191,7 @@ def _settings(record: TransferRecord, model: str, title: str | None) -> dict[str
         "examples": [{k: v for k, v in row.items() if k in {*inputs, "label"}} for row in record.examples[:EXAMPLES]],
         "facts": _facts(record),
         "options": record.options,
+        "adapter": {k: v for k, v in (record.adapter or {}).items() if k in ("name", "base_precision") and v},
     }
 
 

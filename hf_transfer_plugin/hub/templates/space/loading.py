@@ -8,14 +8,15 @@ for the same classes. A new, random output layer would look like a comparison an
 import json
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import adapter
 import torch
 import transformers
-from peft import PeftConfig, PeftModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
 # Their figures were measured with as many tokens as in training; more would be something else.
@@ -56,6 +57,8 @@ class Settings:
             Of the format.
         options (`dict`, *optional*):
             Options of the task that asking the model needs: `prompt`, `stride` ...
+        adapter (`dict`, *optional*):
+            Where the weights are an adapter's: its `name`, and the `base_precision` that it was trained on.
     """
 
     model: str
@@ -69,6 +72,7 @@ class Settings:
     facts: dict[str, Any]
     version: int
     options: dict[str, Any] = field(default_factory=dict)
+    adapter: dict[str, Any] = field(default_factory=dict)
 
     @property
     def form(self) -> str:
@@ -115,6 +119,8 @@ class Loaded:
             Gives a context with the base model in it, where that can answer.
         options (`dict`, *optional*):
             Options of the task.
+        no_base (`str`, *optional*):
+            Why the base model cannot answer.
     """
 
     model: Any
@@ -123,9 +129,10 @@ class Loaded:
     max_tokens: int | None
     as_base: Callable[[], AbstractContextManager[Any]] | None
     options: dict[str, Any] = field(default_factory=dict)
+    no_base: str = "The base model has no output for this task, so it cannot be asked here for comparison."
 
 
-def load(settings: Settings, model: str, auto_class: str) -> Loaded:
+def load(settings: Settings, model: str, auto_class: str, base: str | None = None) -> Loaded:
     """
     Loads the model.
 
@@ -136,6 +143,8 @@ def load(settings: Settings, model: str, auto_class: str) -> Loaded:
             Hub id or folder.
         auto_class (`str`):
             Name of the auto class in transformers.
+        base (`str`, *optional*):
+            Hub id or folder of an adapter's base; as the adapter names it without it.
 
     Returns:
         `Loaded`: The model.
@@ -146,8 +155,8 @@ def load(settings: Settings, model: str, auto_class: str) -> Loaded:
     try:
         if Path(model).is_absolute() and not Path(model).is_dir():
             raise OSError("there is no such folder.")
-        adapter = find_adapter_config_file(model) is not None
-        loaded = (_load_adapter if adapter else _load_whole)(settings, model, auto_class)
+        adapted = find_adapter_config_file(model) is not None
+        loaded = (partial(_load_adapter, base=base) if adapted else _load_whole)(settings, model, auto_class)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         reason = str(error).strip().split("\n")[0]
         raise DemoError(
@@ -209,10 +218,8 @@ def _load_whole(settings: Settings, model: str, name: str) -> Loaded:
     return Loaded(trained, processor, settings.class_names if generic else named, _limit(processor, trained), as_base)
 
 
-def _load_adapter(settings: Settings, model: str, name: str) -> Loaded:
-    named = PeftConfig.from_pretrained(model).base_model_name_or_path or ""
-    # An adapter trained from a folder of another machine names that folder.
-    base_id = named if Path(named).is_dir() or not settings.base_model else settings.base_model
+def _load_adapter(settings: Settings, model: str, name: str, base: str | None) -> Loaded:
+    base_id = adapter.base_of(model, base, settings.base_model)
     config = transformers.AutoConfig.from_pretrained(base_id)
     auto, own = _auto(name, config), list(config.id2label.values())
     config.problem_type = settings.problem_type or None
@@ -221,20 +228,23 @@ def _load_adapter(settings: Settings, model: str, name: str) -> Loaded:
         config.label2id = {name: number for number, name in enumerate(settings.class_names)}
     elif settings.problem_type:
         config.num_labels = 1
-    base, info = auto.from_pretrained(base_id, config=config, ignore_mismatched_sizes=True, output_loading_info=True)
-    trained = _ready(PeftModel.from_pretrained(base, model))
+    precision = adapter.precision_here(settings.adapter.get("base_precision"))
+    frozen, info = auto.from_pretrained(
+        base_id, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **precision
+    )
     try:
         processor = transformers.AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError):
         processor = transformers.AutoTokenizer.from_pretrained(base_id)
-
-    @contextmanager
-    def without_adapter() -> Any:
-        with trained.disable_adapter():
-            yield trained
-
-    as_base = without_adapter if _answers(own, info, settings) else None
-    return Loaded(trained, processor, settings.class_names, _limit(processor, trained), as_base)
+    trained = _ready(adapter.put_on(frozen, model, info, processor))
+    limit = _limit(processor, trained)
+    limit = limit - adapter.learned_tokens(trained) if limit else limit
+    loaded = Loaded(trained, processor, settings.class_names, limit, None, no_base=adapter.NO_HEAD)
+    if adapter.changes_base(trained):
+        loaded.no_base = adapter.CHANGED
+    elif _answers(own, info, settings):
+        loaded.as_base = partial(adapter.switched_off, trained)
+    return loaded
 
 
 def _load_base(settings: Settings, auto: Any) -> Any:

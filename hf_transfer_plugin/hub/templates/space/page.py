@@ -93,8 +93,10 @@ def about(settings: Settings, demo: Demo, loaded: Loaded, model: str) -> str:
         lines += ["The model comes from a folder or repository of your own; its card is the README.md there."]
     if base:
         lines += ["", f"Made by transfer learning from [{escape(base)}](https://huggingface.co/{base})."]
-        if loaded.as_base is None:
-            lines += ["The base model has no output for this task, so it cannot be asked here for comparison."]
+    if hasattr(loaded.model, "peft_config"):
+        lines += ["", *_adapter(settings, loaded)]
+    elif base and loaded.as_base is None:
+        lines += [loaded.no_base]
     if facts.get("table"):
         head, *rows = facts["table"]
         lines += [
@@ -111,6 +113,22 @@ def about(settings: Settings, demo: Demo, loaded: Loaded, model: str) -> str:
     if loaded.max_tokens:
         lines += [f"- {demo.limit.format(tokens=loaded.max_tokens)}"]
     return "\n".join(lines)
+
+
+def _adapter(settings: Settings, loaded: Loaded) -> list[str]:
+    """What switching it off shows, and in which precision the base is here."""
+    name, trained_in = settings.adapter.get("name"), settings.adapter.get("base_precision")
+    lines = [
+        f"Its weights are an adapter{f' ({escape(name)})' if name else ''} on the base model, which stays as it was."
+    ]
+    if loaded.as_base is None:
+        lines += [loaded.no_base]
+    else:
+        lines += ["*Compare with the base model* asks the same model with the adapter off."]
+    if trained_in:
+        here = str(next(loaded.model.get_base_model().parameters()).dtype).removeprefix("torch.")
+        lines += [f"In training the base was held in {escape(trained_in)}; here it is in {here}."]
+    return lines
 
 
 def _examples(settings: Settings, boxes: list[Any]) -> None:

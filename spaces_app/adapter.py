@@ -1,0 +1,142 @@
+"""Models that are an adapter on a base: loaded with all that answers, and switched off to compare."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from peft import PeftConfig, PeftModel, load_peft_weights
+from transformers import GenerationConfig
+
+HALF = ("bfloat16", "float16")
+PREFIXES = ("base_model.model.", "base_model.")  # of names in the file; the second one of prompt methods
+# PEFT takes these starts out of the base's own weights when it loads the adapter.
+CHANGING = ("pissa", "olora", "corda", "lora_ga", "loftq")
+NO_HEAD = (
+    "With the adapter off, the base model has no trained output layer for these answers: they would be random, so it "
+    "is not asked here for comparison."
+)
+CHANGED = (
+    "This adapter changed the base model's own weights, so with it off another model would answer; it is not asked."
+)
+
+
+def base_of(model: str, given: str | None, known: str | None) -> str:
+    """
+    Args:
+        model (`str`):
+            Hub id or folder of the adapter.
+        given (`str`, *optional*):
+            The base, as the one who starts the demo names it.
+        known (`str`, *optional*):
+            Hub id of the base in demo.json.
+
+    Returns:
+        `str`: Hub id or folder of the base. An adapter trained from a folder of another machine names that folder.
+
+    Raises:
+        ValueError: If it is not here, and nobody knows its id.
+    """
+    named = given or PeftConfig.from_pretrained(model).base_model_name_or_path or ""
+    if Path(named).expanduser().is_dir():
+        return str(Path(named).expanduser())
+    try:
+        validate_repo_id(named)
+    except HFValidationError:
+        if known and not given:
+            return known
+        raise ValueError(f"its base {named!r} is not here. Name it with `--base FOLDER_OR_ID`.") from None
+    return named
+
+
+def precision_here(trained_in: str | None) -> dict[str, Any]:
+    """
+    Args:
+        trained_in (`str`, *optional*):
+            Precision of the frozen base in training, where that was not the checkpoint's own.
+
+    Returns:
+        `dict[str, Any]`: How to load it: on a CPU in 32 bits, which hold every number of the shorter kinds and are
+        faster there.
+    """
+    if not trained_in:
+        return {}
+    if not torch.cuda.is_available():
+        return {"dtype": torch.float32}
+    return {"dtype": getattr(torch, trained_in)} if trained_in in HALF else {}
+
+
+def put_on(base: Any, model: str, info: dict[str, Any], processor: Any) -> Any:
+    """
+    Args:
+        base (`PreTrainedModel`):
+            The base.
+        model (`str`):
+            Hub id or folder of the adapter.
+        info (`dict[str, Any]`):
+            What loading the base told.
+        processor (`PreTrainedTokenizerBase`):
+            The adapter's tokenizer.
+
+    Returns:
+        `PeftModel`: The base with the adapter on.
+
+    Raises:
+        ValueError: If weights that answer are neither in the base nor in the adapter.
+    """
+    saved = {name.removeprefix(start) for name in load_peft_weights(model, device="cpu") for start in PREFIXES}
+    new = [name if isinstance(name, str) else name[0] for name in (*info["missing_keys"], *info["mismatched_keys"])]
+    lost = sorted({name.rpartition(".")[0] for name in new if name not in saved})
+    if lost:
+        raise ValueError(
+            f"the adapter holds no weights of {', '.join(lost)}, and its base has none that fit, so its answers would "
+            f"be random. Train it again with `modules_to_save={lost}`."
+        )
+    if len(processor) > base.get_input_embeddings().weight.shape[0]:
+        base.resize_token_embeddings(len(processor))
+    if base.can_generate():
+        with suppress(OSError):  # Where the adapter brings none, the base's stays.
+            base.generation_config = GenerationConfig.from_pretrained(model)
+    return PeftModel.from_pretrained(base, model)
+
+
+def changes_base(trained: Any) -> bool:
+    """
+    Args:
+        trained (`PeftModel`):
+            A model with an adapter.
+
+    Returns:
+        `bool`: Whether the adapter changed weights of the base that switching it off does not bring back.
+    """
+    return str(getattr(trained.active_peft_config, "init_lora_weights", "")).lower().startswith(CHANGING)
+
+
+def learned_tokens(trained: Any) -> int:
+    """
+    Args:
+        trained (`PeftModel`):
+            A model with an adapter.
+
+    Returns:
+        `int`: Places that learned prompts take away from the text.
+    """
+    config = trained.active_peft_config
+    return config.num_virtual_tokens if config.is_prompt_learning else 0
+
+
+@contextmanager
+def switched_off(trained: Any) -> Iterator[Any]:
+    """
+    Args:
+        trained (`PeftModel`):
+            A model with an adapter.
+
+    Yields:
+        `PeftModel`: The same, answering as its base alone.
+    """
+    with trained.disable_adapter():
+        yield trained
