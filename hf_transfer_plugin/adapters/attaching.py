@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterable
 from typing import Any
 
-from peft import IA3Config, PeftConfig, PeftModel, TaskType, get_peft_model
+from peft import IA3Config, OFTConfig, PeftConfig, PeftModel, TaskType, VeraConfig, get_peft_model
 from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.constants import (
     TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING as _SCALED_BEFORE,
@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from hf_transfer_plugin.adapters.methods import OWN_FIELDS, Method, kind_of, method_of
 from hf_transfer_plugin.adapters.prompts import check_prompts
 from hf_transfer_plugin.adapters.targets import (
+    CONVOLUTIONS,
     block_modules,
     head_modules,
     inputs_of,
@@ -100,6 +101,8 @@ def attach_adapter(
         with warnings.catch_warnings():
             # PEFT asks by a name that Transformers has changed.
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+            # Norms are what LN tuning is for; BOFT's CUDA extension is a faster way to the same numbers.
+            warnings.filterwarnings("ignore", message="Unsupported layer type|Failed to load the CUDA extension")
             return get_peft_model(model, config)
     except (ValueError, TypeError, KeyError, NotImplementedError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -135,18 +138,23 @@ def build_config(model: nn.Module, groups: LayerGroups, spec: dict[str, Any]) ->
         settings |= _found_targets(model, groups, spec, method)
     elif spec.get("layers") is not None:
         raise ValueError("`layers` and `target_modules` both say where the adapter sits. Leave one of them out.")
-    if "biases" in spec.get("also_train", ()):
-        if "bias" not in {**method.config.__dataclass_fields__}:
-            raise ValueError(
-                f"`also_train` cannot hold 'biases' with {method.config.__name__}, which saves none. Use LoRA, or "
-                "'norms'."
-            )
-        settings["bias"] = "all"
-    settings = _fitted(settings, given, model)
+    settings |= _bias(spec, method)
+    if method.config is not VeraConfig:  # whose rank is meant to be larger than the layers
+        settings = _fitted(settings, given, model)
     try:
         return method.config(**settings)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{method.config.__name__} refuses {given or 'its settings'}: {error}") from error
+
+
+def _bias(spec: dict[str, Any], method: Method) -> dict[str, Any]:
+    if "biases" not in spec.get("also_train", ()):
+        return {}
+    if "bias" not in method.config.__dataclass_fields__:
+        raise ValueError(
+            f"`also_train` cannot hold 'biases' with {method.config.__name__}, which saves none. Use LoRA, or 'norms'."
+        )
+    return {"bias": "all"}
 
 
 def _found_targets(model: nn.Module, groups: LayerGroups, spec: dict[str, Any], method: Method) -> dict[str, Any]:
@@ -159,11 +167,12 @@ def _found_targets(model: nn.Module, groups: LayerGroups, spec: dict[str, Any], 
             f"An adapter sits in {method.targets} layers, but the blocks of {type(model).__name__} have none. Name "
             f"others in `target_modules`: {targetable(model)}."
         )
-    if method.settings.get("init_lora_weights") == "olora" and any(
-        isinstance(modules[name], Conv1D) for name in wanted
-    ):
+    kinds = {type(modules[name]) for name in wanted}
+    if method.settings.get("init_lora_weights") == "olora" and Conv1D in kinds:
+        raise ValueError(f"`olora` cannot read the transposed layers of {type(model).__name__}. Use `lora`.")
+    if method.config is OFTConfig and kinds & set(CONVOLUTIONS):
         raise ValueError(
-            f"`olora` cannot read the transposed layers of {type(model).__name__}. Use `pissa` or `lora`."
+            f"`oft` over the convolutions of {type(model).__name__} does not begin as the model itself. Use `lora`."
         )
     if method.config is not IA3Config:
         return {"target_modules": shortest_names(wanted, model)}

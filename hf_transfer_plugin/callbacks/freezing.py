@@ -215,7 +215,8 @@ class FreezingCallback(TrainerCallback):
         if not isinstance(self.schedule, FreezingPolicy):
             check_ddp(args, sharded=is_sharded(model))
         learning = ever_learning_names(self.schedule, model, groups)
-        if allocates_ranks(model) and any(name not in learning for g in groups.open for name in g.parameters):
+        first = learning_names(self.schedule, Progress(0, 2), model, groups) if allocates_ranks(model) else learning
+        if allocates_ranks(model) and any(name not in first for g in groups.open for name in g.parameters):
             raise ValueError(
                 "AdaLoRA scores all its ranks at every step, so none of its layers may be frozen. Use the strategy "
                 "`full`, or `lora` with this one."

@@ -149,8 +149,7 @@ def _adapter(prepared: Any) -> dict[str, Any] | None:
 
 def _complete_adapter(prepared: Any, folder: Path) -> None:
     """What PEFT does not write: plain LoRA where the adapter began within the weights, and how the model writes."""
-    if prepared.start is not None:
-        save_as_lora(prepared.model, prepared.start, folder)
+    save_as_lora(prepared.model, folder, prepared.start)
     if prepared.task.generate is not None:
         prepared.model.generation_config.save_pretrained(folder)
 
