@@ -40,6 +40,12 @@ from benchmarks.adapter_settings import METHODS, SEEDS, SETTINGS
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "adapters.jsonl"
+QUIET = {
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
 KEY = ("kind", "setting", "method", "seed", "learning_rate")
 SMOKE: dict[str, Any] = {"max_steps": 2}
 Lines = list[dict[str, Any]]
@@ -154,7 +160,7 @@ def in_child(job: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]
     """
     path = os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH")) if part)
     threads = str(options.threads)
-    quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": threads}
+    quiet = QUIET | {"OMP_NUM_THREADS": threads}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "line.json"
         words = ["--child", json.dumps(job), "--write", str(file), "--data", str(options.data), "--threads", threads]
