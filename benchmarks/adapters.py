@@ -89,7 +89,7 @@ def chosen_rate(found: Lines, setting: str, method: str) -> float | None:
     """
     plan, family = SETTINGS[setting], METHODS[method].rates_of
     tried = select(found, kind="sweep", setting=setting, method=family)
-    if {line["learning_rate"] for line in tried} < set(plan.rates[family]):
+    if not {line["learning_rate"] for line in tried} >= set(plan.rates[family]):
         return None
     best: Callable[..., Any] = max if plan.higher else min
     return best(tried, key=lambda line: line["metrics"][plan.metric])["learning_rate"]
