@@ -12,6 +12,8 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import GenerationConfig
 
+from hf_transfer_plugin.adapters.notes import without_idle_notes
+
 CONFIG, WEIGHTS, GENERATION = "adapter_config.json", "adapter_model.safetensors", "generation_config.json"
 # Prompt methods keep the sizes of the base that they were trained on, so PEFT does not see that another has others.
 SIZES_OF_BASE = ("token_dim", "num_layers", "num_attention_heads", "num_transformer_submodules")
@@ -115,9 +117,16 @@ def load_adapters(base: nn.Module, folders: Mapping[str, str | Path], *, trainab
             "`trainable` must be False for prompt methods, whose encoder is not saved, so that nothing could go on "
             "learning. Train them anew."
         )
+    biased = [name for name, config in configs.items() if getattr(config, "bias", "none") not in ("none", False)]
+    if biased and len(folders) > 1:
+        raise ValueError(
+            f"{biased[0]!r} trained the base's own biases (`bias={configs[biased[0]].bias!r}`), of which a base has "
+            "one set, so it cannot share it. Load it onto a base of its own."
+        )
     first, *others = folders
     _take_generation(base, Path(folders[first]))
-    model = PeftModel.from_pretrained(base, str(folders[first]), adapter_name=first, is_trainable=trainable)
+    with without_idle_notes():
+        model = PeftModel.from_pretrained(base, str(folders[first]), adapter_name=first, is_trainable=trainable)
     for name in others:
         if configs[name].is_prompt_learning != configs[first].is_prompt_learning:
             raise ValueError(
@@ -185,7 +194,8 @@ def _shapes_on(base: nn.Module, config: PeftConfig) -> tuple[dict[str, tuple[int
     # OLoRA alone has other shapes by its start on GPT-2's layers; the others' starts need values, not shapes.
     if getattr(config, "init_lora_weights", None) not in (None, "olora"):
         config.init_lora_weights = False
-    model = get_peft_model(_sketch(base), config, low_cpu_mem_usage=True)
+    with without_idle_notes():
+        model = get_peft_model(_sketch(base), config, low_cpu_mem_usage=True)
     own = get_peft_model_state_dict(model, save_embedding_layers=False)
     return _shapes(own), _shapes(model.state_dict())
 
