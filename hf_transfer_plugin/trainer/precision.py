@@ -34,11 +34,40 @@ def keep_master_weights(model: nn.Module, learning: AbstractSet[str], args: Any)
         return 0
     turned = 0
     for module in owners:
-        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
-            if tensor.dtype in _HALVES:
-                tensor.data = tensor.data.float()
-                turned += tensor.numel()
+        turned += _raise_to_32_bits(module)
     logger.info("%s weights that will learn are kept in 32 bits.", f"{turned:,}")
+    return turned
+
+
+def unify_precision(model: nn.Module) -> int:
+    """
+    Turns the 16-bit weights of a model that learned in part into 32-bit ones, so that what is saved is loaded as it
+    is: a folder names one precision, that of its first weight, and the others are rounded to it. Call it before a
+    whole model is saved, not on one beneath adapters.
+
+    Args:
+        model (`nn.Module`):
+            The model; one of a single precision stays as it is, as do quantised weights.
+
+    Returns:
+        `int`: Number of entries that were turned.
+    """
+    kinds = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    if len(kinds) < 2 or torch.float32 not in kinds:
+        return 0
+    turned = sum(_raise_to_32_bits(module) for module in model.modules())
+    if turned:
+        logger.info("%s weights are turned to 32 bits, as those that learned are.", f"{turned:,}")
+    return turned
+
+
+def _raise_to_32_bits(module: nn.Module) -> int:
+    """Own parameters and buffers of a module; those of a quantisation library only look like 16-bit floats."""
+    turned = 0
+    for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+        if tensor.dtype in _HALVES and type(tensor.data) is torch.Tensor:
+            tensor.data = tensor.data.float()
+            turned += tensor.numel()
     return turned
 
 
