@@ -1,6 +1,5 @@
 """Puts an adapter into a model: PEFT's, with defaults found from the model, and checked first."""
 
-import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from hf_transfer_plugin.adapters.methods import OWN_FIELDS, Method, kind_of, method_of
+from hf_transfer_plugin.adapters.notes import without_idle_notes
 from hf_transfer_plugin.adapters.prompts import check_prompts
 from hf_transfer_plugin.adapters.targets import (
     CONVOLUTIONS,
@@ -98,11 +98,7 @@ def attach_adapter(
         check_targets(model, config)
     _add_saved(model, groups, config, spec.get("also_train", ()), new_weights)
     try:
-        with warnings.catch_warnings():
-            # PEFT asks by a name that Transformers has changed.
-            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
-            # Norms are what LN tuning is for; BOFT's CUDA extension is a faster way to the same numbers.
-            warnings.filterwarnings("ignore", message="Unsupported layer type|Failed to load the CUDA extension")
+        with without_idle_notes():
             return get_peft_model(model, config)
     except (ValueError, TypeError, KeyError, NotImplementedError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]

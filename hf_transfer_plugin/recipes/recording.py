@@ -150,8 +150,9 @@ def _adapter(prepared: Any) -> dict[str, Any] | None:
 def _complete_adapter(prepared: Any, folder: Path) -> None:
     """What PEFT does not write: plain LoRA where the adapter began within the weights, and how the model writes."""
     save_as_lora(prepared.model, folder, prepared.start)
-    if prepared.task.generate is not None:
-        prepared.model.generation_config.save_pretrained(folder)
+    generation = getattr(beneath_adapters(prepared.model)[0], "generation_config", None)
+    if prepared.task.generate is not None and generation is not None:
+        generation.save_pretrained(folder)
 
 
 def write_run(record: TransferRecord, folder: Path) -> None:

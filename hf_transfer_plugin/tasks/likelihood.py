@@ -52,7 +52,8 @@ def _sums(scores: torch.Tensor, wanted: torch.Tensor, kept: torch.Tensor) -> tor
 
 def shifted_sums(logits: Any, labels: torch.Tensor | None) -> torch.Tensor:
     """
-    As [`aligned_sums`], for causal models, which predict a token one place before it.
+    As [`aligned_sums`], for causal models, which predict a token one place before it. Outputs of learned prompts, which
+    stand before the text, are passed over.
 
     Args:
         logits (`torch.Tensor` of shape `(rows, length, vocabulary)`, or a tuple that begins with it):
@@ -64,7 +65,9 @@ def shifted_sums(logits: Any, labels: torch.Tensor | None) -> torch.Tensor:
         `torch.Tensor` of shape `(rows, 3)`: As there.
     """
     scores = logits[0] if isinstance(logits, (tuple, list)) else logits
-    return aligned_sums(scores[:, :-1], None if labels is None else labels[:, 1:])
+    if labels is None:
+        return aligned_sums(scores, None)
+    return aligned_sums(scores[:, scores.shape[1] - labels.shape[1] : -1], labels[:, 1:])
 
 
 def answer_sums(logits: Any, labels: torch.Tensor | None) -> torch.Tensor:
