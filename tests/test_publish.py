@@ -69,6 +69,8 @@ def hub(tmp_path):
 def here(hub, monkeypatch, tmp_path):
     """The client of this process talks to the local Hub, and does not wait between tries."""
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.endpoint)
+    files = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
     monkeypatch.setattr(huggingface_hub.constants, "AGENT_HARNESSES_PATH", str(tmp_path / "agents.json"))
     monkeypatch.setenv("HF_TOKEN", hub.tokens["writer"])
     monkeypatch.setattr(client, "WAITS", (0.0,) * 4)

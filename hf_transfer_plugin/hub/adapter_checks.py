@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from huggingface_hub import HfApi, ModelCard, hf_hub_download
+from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HFValidationError, HTTPError, NotASafetensorsRepoError, SafetensorsParsingError
 from huggingface_hub.utils import validate_repo_id
 
@@ -140,7 +140,9 @@ def _check_head(record: TransferRecord, run: Path, base: str) -> None:
 
 def _config_folder(base: str, temporary: str) -> Path:
     folder = Path(base).expanduser()
-    return folder if folder.is_dir() else Path(hf_hub_download(base, "config.json", local_dir=temporary)).parent
+    if folder.is_dir():
+        return folder
+    return Path(HfApi().hf_hub_download(base, "config.json", local_dir=temporary)).parent
 
 
 def _head_shapes(record: TransferRecord, folder: Path) -> tuple[str, Shapes, bool]:

@@ -127,7 +127,7 @@ def adapter_rows(record: TransferRecord, folder: Path | None) -> list[tuple[str,
     ]
     file = folder / ADAPTER_WEIGHTS if folder is not None else None
     if file is not None and file.is_file():
-        found.append((f"size of {ADAPTER_WEIGHTS}", f"{file.stat().st_size / 1e6:,.3g} MB"))
+        found.append((f"size of {ADAPTER_WEIGHTS}", _size(file.stat().st_size)))
     if adapter.get("base_precision"):
         found.append(("precision of the frozen base in training", str(adapter["base_precision"])))
     return [(name, value) for name, value in found if value]
@@ -169,6 +169,10 @@ def adapter_notes(record: TransferRecord, *, merged: bool = False) -> list[str]:
         )
         found.append(f"On a CPU load the base in float32, as the demo does: that {held}.")
     return found
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:,.1f} kB"
 
 
 def _plain(value: Any) -> str:
