@@ -231,8 +231,10 @@ def _starts(
 def _weightless(model: nn.Module, length: int) -> tuple[nn.Module | None, Mapping[str, torch.Tensor] | None]:
     """A copy on the meta device, and inputs that it takes."""
     config = getattr(model, "config", None)
-    if config is None:
-        return None, None
+    if config is None or any(
+        type(p.data) is not torch.Tensor or not p.is_floating_point() for p in model.parameters()
+    ):
+        return None, None  # Quantised weights cannot be told without their values.
     if beneath_adapters(model)[0] is model:
         with torch.device("meta"):
             copy = type(model)(config)

@@ -322,6 +322,25 @@ def test_plan_shows_phases_without_training(call, model_folder):
     assert call("plan", model_folder)[0] == 0
 
 
+def test_plan_and_inspect_know_adapters(call, model_folder):
+    spec = '{"name": "lora", "layers": 1}'
+    code, out, err = call("plan", model_folder, "--adapter", spec, "--rows", "64", "--length", "16")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[1].split()[1:4] == [
+        "layer.2,",
+        "head",
+        "3,890",
+    ]  # 4 of 16 x 16, 2 of 16 x 32 at rank 16; pooler and classifier
+    listed = call("inspect", model_folder, "--task", "text-classification", "--adapter", spec)[1].splitlines()
+    assert listed[1].endswith("can learn")
+    assert [line.split()[-1] for line in listed[2:5]] == ["0", "0", "0"]
+    assert call("plan", model_folder, "--adapter", "loar")[::2] == (
+        2,
+        "error: `adapter` must name one of lora, dora, rslora, pissa, olora, lora+, adalora, ia3, vera, oft, boft, "
+        "ln-tuning, trainable-tokens, prefix, prompt, p-tuning, but got 'loar'.\n",
+    )
+
+
 # Everything that goes wrong
 
 

@@ -14,7 +14,7 @@ _FROM_WEIGHTS = ("pissa", "olora", "corda")
 Weights = dict[str, torch.Tensor]
 
 
-def start_of(model: PeftModel) -> Weights | None:
+def start_of(model: Any) -> Weights | None:
     """
     Args:
         model (`PeftModel`):

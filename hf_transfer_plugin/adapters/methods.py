@@ -12,6 +12,7 @@ from peft import (
     LoraConfig,
     OFTConfig,
     PeftConfig,
+    PeftType,
     PrefixTuningConfig,
     PromptEncoderConfig,
     PromptTuningConfig,
@@ -94,7 +95,7 @@ def method_of(spec: dict[str, Any]) -> Method:
         if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
             known = ", ".join(sorted(str(getattr(k, "value", k)) for k in PEFT_TYPE_TO_CONFIG_MAPPING))
             raise ValueError(f"`peft_type` must be one of {known}, but got {spec['peft_type']!r}.")
-        config = PEFT_TYPE_TO_CONFIG_MAPPING[kind]
+        config = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(kind)]
         prompts = any(f.name == "num_virtual_tokens" for f in fields(config))
         targets = {"LN_TUNING": "norm", "TRAINABLE_TOKENS": "embedding"}.get(kind, "linear")
         method = Method(config, "prompt" if prompts else targets)

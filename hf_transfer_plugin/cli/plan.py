@@ -23,6 +23,7 @@ def run(argv: Sequence[str]) -> int:
     )
     parser.add_argument("model", help="Hub id or folder; only its config is read")
     parser.add_argument("--strategy", help="a name or JSON; the measured default without it")
+    parser.add_argument("--adapter", help="a name or JSON, e.g. lora")
     parser.add_argument(
         "--task", default="text-classification", help="task of the head (default: text-classification)"
     )
@@ -36,13 +37,18 @@ def run(argv: Sequence[str]) -> int:
     for name in ("rows", "epochs", "batch_size", "length"):
         if getattr(options, name) <= 0:
             parser.error(f"`--{name}` must be positive, but got {getattr(options, name)}")
+    from hf_transfer_plugin.adapters import attach_adapter
     from hf_transfer_plugin.config import TransferConfig
     from hf_transfer_plugin.planning import plan
     from hf_transfer_plugin.recipes import build_strategy, sketch_model
 
-    config = TransferConfig(model=options.model, dataset="-", task=options.task, strategy=options.strategy)
+    config = TransferConfig(
+        model=options.model, dataset="-", task=options.task, strategy=options.strategy, adapter=options.adapter
+    )
     strategy, _ = build_strategy(config)
     model = sketch_model(options.model, options.task, trust_remote_code=options.trust_remote_code)
+    if config.adapter_spec is not None:
+        model = attach_adapter(model, config.adapter_spec)
     steps = max(int(-(-options.rows // options.batch_size) * options.epochs), 1)
     print(
         plan(

@@ -88,7 +88,8 @@ def parse(argv: Sequence[str]) -> tuple[TransferConfig, Any, set[str]]:
         values["save_strategy"] = values["eval_strategy"]
     config = TransferConfig(**{f.name: values[f.name] for f in dataclasses.fields(TransferConfig)})
     defaults = default_arguments(TASKS[config.task], config.adapter_spec)
-    values |= {name: value for name, value in defaults.items() if name not in explicit}
+    own = {name: value for name, value in defaults.items() if DEFAULT_ARGUMENTS.get(name) != value}
+    values |= {name: value for name, value in own.items() if name not in explicit}
     names = [f.name for f in dataclasses.fields(Seq2SeqTrainingArguments) if f.init]
     try:
         args = Seq2SeqTrainingArguments(**{name: values[name] for name in names if name in values})

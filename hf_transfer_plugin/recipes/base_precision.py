@@ -217,7 +217,7 @@ def make_ready_for_adapters(model: nn.Module) -> nn.Module:
     What a base beneath adapters needs of PEFT's `prepare_model_for_kbit_training`, and no more. Everything that is not
     quantised was loaded in the precision of autocast and what learns is kept in 32 bits by [`attach`]; only 16-bit
     LayerNorms among quantised layers are turned to 32 bits, since some adapters hand them 32-bit inputs. The hook by
-    which the embeddings' output needs a gradient is taken off: with it the blocks below the lowest adapter are
+    which the embeddings' output needs a gradient is not put on: with it the blocks below the lowest adapter would be
     differentiated and recomputed for nothing.
 
     Args:
@@ -230,9 +230,6 @@ def make_ready_for_adapters(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: If quantised weights should learn, or biases that bitsandbytes would round at every step.
     """
-    if getattr(model, "_require_grads_hooks", None):
-        # Trainer puts on its own over this one, which nobody could take off then.
-        model.disable_input_require_grads()  # type: ignore[operator]
     if not any(is_quantised(parameter) for parameter in model.parameters()):
         return model
     for path, module in model.named_modules():

@@ -17,6 +17,7 @@ from hf_transfer_plugin.callbacks.ranks import in_turn, together
 from hf_transfer_plugin.config import ConfigError, TransferConfig, gather
 from hf_transfer_plugin.freezing import ever_learning_names
 from hf_transfer_plugin.layers import LayerGroups, discover_layer_groups
+from hf_transfer_plugin.recipes.base_precision import check_base_precision, check_frozen, make_ready_for_adapters
 from hf_transfer_plugin.recipes.checks import (
     check_evaluating,
     check_folder,
@@ -118,7 +119,7 @@ def prepare(
     def load() -> tuple[Any, nn.Module, frozenset[str]]:
         processor = load_processor(config)
         set_seed(args.seed)
-        return processor, *load_model(config, task, data, processor)
+        return processor, *load_model(config, task, data, processor, args)
 
     processor, base, new_weights = in_turn(load)
 
@@ -126,7 +127,7 @@ def prepare(
         set_up(task, base, processor, data, args)
         model = base if config.adapter_spec is None else _adapted(config, base, new_weights)
         groups = discover_layer_groups(model)
-        ever_learning_names(strategy, model, groups)
+        check_frozen(config.base_precision, model, ever_learning_names(strategy, model, groups))
         length = readable_length(config, processor, base, kept=virtual_tokens(model))
         if config.max_length is not None:
             # Saved with the tokenizer, so that the model is measured and used as it was trained.
@@ -150,7 +151,9 @@ def prepare(
 
 def _adapted(config: TransferConfig, base: nn.Module, new_weights: frozenset[str]) -> nn.Module:
     revision = None if Path(config.model).expanduser().is_dir() else config.model_revision
-    return attach_adapter(base, config.adapter_spec, new_weights=new_weights, revision=revision)
+    return make_ready_for_adapters(
+        attach_adapter(base, config.adapter_spec, new_weights=new_weights, revision=revision)
+    )
 
 
 def set_up(task: Task, model: Any, processor: Any, data: TaskData, args: TrainingArguments) -> None:
@@ -220,6 +223,9 @@ def _check(config: TransferConfig, args: TrainingArguments, task: Task) -> tuple
         lambda: check_stopping(config, args),
         lambda: check_evaluating(args),
         lambda: check_push(config, args),
+        lambda: check_base_precision(
+            config.base_precision, args, adapted=config.adapter_spec is not None, adapter=config.adapter_spec
+        ),
     )
     strategy, rates = build_strategy(config, task)
     if isinstance(strategy, LinearProbeThenFineTune) and not task.probe:

@@ -8,6 +8,7 @@ import transformers
 from torch import nn
 
 from hf_transfer_plugin.config import TransferConfig
+from hf_transfer_plugin.recipes.base_precision import QUANTISED, head_names, keep_gradients, loading_settings
 from hf_transfer_plugin.tasks import TASKS, Task, TaskData
 
 
@@ -33,7 +34,9 @@ def load_processor(config: TransferConfig) -> Any:
     return processor
 
 
-def load_model(config: TransferConfig, task: Task, data: TaskData, processor: Any) -> tuple[nn.Module, frozenset[str]]:
+def load_model(
+    config: TransferConfig, task: Task, data: TaskData, processor: Any, args: Any = None
+) -> tuple[nn.Module, frozenset[str]]:
     """
     Loads the model with a head for the task's labels.
 
@@ -46,6 +49,8 @@ def load_model(config: TransferConfig, task: Task, data: TaskData, processor: An
             Names the classes.
         processor (`PreTrainedTokenizerBase`):
             Its padding token goes into the model's config.
+        args (`TrainingArguments`, *optional*):
+            Name the device on which weights are quantised.
 
     Returns:
         `tuple[nn.Module, frozenset[str]]`: The model, and the names of its weights that are new, as those of a head
@@ -62,9 +67,16 @@ def load_model(config: TransferConfig, task: Task, data: TaskData, processor: An
         settings |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
     found = _load(transformers.AutoConfig, config)
     auto = _auto_class(task, found, config.model)
+    if config.base_precision in QUANTISED:
+        with torch.device("meta"):
+            kept = head_names(auto.from_config(found, trust_remote_code=config.trust_remote_code))
+        settings |= loading_settings(config.base_precision, args=args, head=kept)
+    else:
+        settings |= loading_settings(config.base_precision)
     model, info = _load(auto, config, ignore_mismatched_sizes=True, output_loading_info=True, **settings)
     if getattr(model.config, "pad_token_id", None) is None:
         model.config.pad_token_id = processor.pad_token_id
+    keep_gradients(model)
     mismatched = (entry[0] if isinstance(entry, (tuple, list)) else entry for entry in info["mismatched_keys"])
     return model, frozenset({*info["missing_keys"], *mismatched})
 
