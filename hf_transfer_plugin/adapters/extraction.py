@@ -140,8 +140,8 @@ def _check_alike(base: nn.Module, tuned: nn.Module) -> None:
     if odd:
         raise ValueError(
             f"`base` and `tuned` must be the same model before and after training, but {len(odd)} parameters differ "
-            f"in shape, first `{odd[0]}`: {one.get(odd[0], 'missing')} in the base and {other.get(odd[0], 'missing')} in "
-            "the tuned model. Name the base that it was trained from, and give it as many outputs."
+            f"in shape, first `{odd[0]}`: {one.get(odd[0], 'missing')} in the base and {other.get(odd[0], 'missing')} "
+            "in the tuned model. Name the base that it was trained from, and give it as many outputs."
         )
 
 
@@ -209,7 +209,7 @@ def _config(base: nn.Module, factors: dict[str, _Factors], whole: list[str]) -> 
         rank_pattern=pattern,
         alpha_pattern=dict(pattern),
         target_modules=list(ranks),
-        modules_to_save=whole or None,
+        modules_to_save=list(whole) or None,  # PEFT adds names to it
         init_lora_weights=False,
         inference_mode=True,
         task_type=task_type(base),

@@ -255,7 +255,7 @@ def _merged_copy(model: PeftModel) -> nn.Module:
             "The adapter holds values that are no numbers, so it was not merged. Go back to an earlier checkpoint of "
             "its training."
         ) from error
-    except (AttributeError, NotImplementedError, TypeError) as error:
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError) as error:
         raise _unmergeable(kind, error) from error
     _unwrap(merged)
     for name, parameter in merged.named_parameters():
