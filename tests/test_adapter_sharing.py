@@ -553,6 +553,54 @@ def test_a_base_with_a_head_for_other_classes(here, tmp_path, tokenizer):  # noq
         assert got == wanted, loader
 
 
+OTHERS = {  # task -> model class, auto class, what PEFT calls the task, the record's other fields
+    "token-classification": ("BertModel", "AutoModelForTokenClassification", "TOKEN_CLS", {"class_names": NAMES}),
+    "text-generation": ("LlamaForCausalLM", "AutoModelForCausalLM", "CAUSAL_LM", {}),
+    "fill-mask": ("BertForMaskedLM", "AutoModelForMaskedLM", None, {}),
+}
+DEMO = """
+loaded = loading.load(settings, repo, auto)
+model = loaded.model
+if loaded.as_base is None:
+    base_logits = None
+else:
+    with loaded.as_base() as off, torch.no_grad():
+        base_logits = off(**tok(text, return_tensors="pt")).logits[0].tolist()
+print(json.dumps(base_logits))
+"""
+
+
+@pytest.mark.hub
+@pytest.mark.parametrize("task", OTHERS)
+def test_other_tasks_answer_alike_before_and_after_the_hub(here, tmp_path, tokenizer, task):  # noqa: F811
+    kind, auto, told, fields = OTHERS[task]
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(**TINY, pad_token_id=0) if "Llama" in kind else BertConfig(**TINY)
+    base = getattr(transformers, kind)(config)
+    base.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    push_base(here, tmp_path / "base")
+    lora = LoraConfig(task_type=told, r=2, target_modules=["q_proj" if "Llama" in kind else "query"])
+    names = fields.get("class_names", [])
+    labels = {"num_labels": 3, "id2label": dict(enumerate(names))} if names else {"dtype": torch.float32}
+    auto_class = getattr(transformers, auto)
+    model = adapt(tmp_path / "run", str(tmp_path / "base"), tokenizer, config=lora, auto=auto_class, **labels)
+    fields = {"task": task, "problem_type": "", "class_names": [], "model_class": kind, **fields}
+    push_model(run_of(tmp_path / "run", **fields), REPO)
+    space = render_space(record(base_model_id=BASE, **fields), tmp_path / "space", REPO)
+    arguments = json.dumps([REPO, BASE, TEXT, str(space), names])
+    lines = {"the card": LOADERS["the card"], "the demo": DEMO.replace("auto)", f"{auto!r})")}
+    done = here.run(["-c", CHILD, arguments, json.dumps(lines)], token=None)
+    *_, off, found = map(json.loads, done.stdout.splitlines()[-2:])
+    for loader, (got, labels) in found.items():
+        assert got == logits(model, tokenizer)[0].tolist(), loader
+        assert labels == names
+    if task == "token-classification":
+        assert off is None  # the base has no tags
+    else:
+        assert off == logits(base.eval(), tokenizer)[0].tolist()
+
+
 @pytest.mark.hub
 def test_by_name_alone_a_pipeline_does_not_answer_with_wrong_classes_in_silence(here, trained, tmp_path, model_folder):  # noqa: F811
     push_base(here, model_folder)

@@ -154,6 +154,40 @@ def test_the_code_on_the_card_runs_for_model_and_adapter(case, answers):
     assert plain or CASES[case][1].startswith("T5")  # an untrained T5 ends at once
 
 
+@pytest.mark.parametrize("case", ["translation", "causal", "text"])
+def test_an_adapters_own_settings_for_writing_hold(case, tmp_path, tokenizer, capsys):
+    save(case, folder := tmp_path / "adapter", tokenizer, adapter=True)
+    ends = {"pad_token_id": 0, "eos_token_id": 3, "decoder_start_token_id": 0}
+    transformers.GenerationConfig(repetition_penalty=50.0, **ends).save_pretrained(folder)
+    found = {}
+    exec(getting_started(record(case), str(folder), adapter=True, generation=True), found)  # noqa: S102
+    assert found["model"].generation_config.repetition_penalty == 50.0
+    first = capsys.readouterr().out
+    exec(getting_started(record(case), str(folder), adapter=True), found)  # noqa: S102
+    assert found["model"].generation_config.repetition_penalty in {None, 1.0}
+    assert capsys.readouterr().out != first or case == "translation"  # an untrained T5 ends at once
+
+
+@pytest.mark.parametrize("more", [{"use_dora": True}, {"modules_to_save": ["cls"]}])
+def test_guesses_are_those_of_base_and_adapter(more, tmp_path, tokenizer):
+    """By its folder alone Transformers would load DoRA without the lengths that it learned."""
+    model = model_of("mask")
+    model.save_pretrained(tmp_path / "base")
+    model.name_or_path = str(tmp_path / "base")
+    model = get_peft_model(model, LoraConfig(r=2, target_modules=["query"], **more))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter))
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    found = {}
+    exec(getting_started(record("mask"), str(tmp_path), adapter=True), found)  # noqa: S102
+    batch = tokenizer("a [MASK] film", return_tensors="pt")
+    with torch.no_grad():
+        assert torch.equal(found["fill"].model(**batch).logits, model.eval()(**batch).logits)
+
+
 def test_every_class_and_every_word_is_answered(answers, tmp_path):
     assert set(re.findall(r"'label': '(\w+)'", answers("multi")[0])) == {"a", "b"}
     shutil.rmtree(tmp_path / "model")
