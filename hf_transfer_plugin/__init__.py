@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hf_transfer_plugin.adapters import attach_adapter
     from hf_transfer_plugin.callbacks import FreezingCallback
     from hf_transfer_plugin.config import ConfigError, TransferConfig
     from hf_transfer_plugin.freezing import (
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from hf_transfer_plugin.trainer import TransferMixin, TransferSeq2SeqTrainer, TransferTrainer, attach
 
 _ROOMS = {
+    "adapters": ("attach_adapter",),
     "callbacks": ("FreezingCallback",),
     "config": ("ConfigError", "TransferConfig"),
     "freezing": (
@@ -83,6 +85,7 @@ __all__ = [
     "TransferSeq2SeqTrainer",
     "TransferTrainer",
     "attach",
+    "attach_adapter",
     "bitfit",
     "discover_layer_groups",
     "evaluate_run",
