@@ -11,10 +11,12 @@ MiniLM learns Rotten Tomatoes (2,000 rows, 2 epochs), SmolLM2 WikiText-2 (60 ste
 that a broken-off script has seen every method first. Resumable: a run whose line is there is not made again.
 
 Every run is a process of its own with one thread, bfloat16 autocast over 32-bit weights, a linear schedule with a
-tenth of warm-up, and adapters at their defaults. Learning rates are chosen for full fine-tuning, LoRA, IA3 and the
-head on seed 0, in shorter runs, by other rows of train (SmolLM2: of validation), never by test; what builds on LoRA
-takes LoRA's rate. Seconds are medians of the steps after the first three, of the processor, which other work changes
-less than the clock; memory is the highest resident of training, and how much that is above what was there before.
+tenth of warm-up, and adapters at their defaults. Learning rates are chosen on seed 0 for full fine-tuning (MiniLM's is
+that of benchmarks/strategies.py), LoRA, IA3 and the head: for MiniLM by other rows of train, in runs as long as the
+rest; for SmolLM2 by validation, in runs of ten steps, which may like large rates too well; never by test. What builds
+on LoRA takes LoRA's rate. Seconds are medians of the steps after the first three, of the processor, which other work
+changes less than the clock; memory is the highest resident of training, and how much that is above what was there
+before.
 
 Forgetting is told by text of another kind: for SmolLM2 the perplexity of conversations in its chat template, for
 MiniLM how well a linear probe on its sentence vectors tells spam, before and after. With the adapter off, nothing is
@@ -88,6 +90,8 @@ def chosen_rate(found: Lines, setting: str, method: str) -> float | None:
         `float` or `None`: The rate that did best in the sweep; `None` until all of them were tried.
     """
     plan, family = SETTINGS[setting], METHODS[method].rates_of
+    if len(plan.rates[family]) == 1:
+        return plan.rates[family][0]
     tried = select(found, kind="sweep", setting=setting, method=family)
     if not {line["learning_rate"] for line in tried} >= set(plan.rates[family]):
         return None
@@ -111,9 +115,10 @@ def pending(found: Lines) -> Lines:
                 if seed >= plan.methods.get(method, 0):
                     continue
                 family = METHODS[method].rates_of
+                rates = plan.rates[family] if seed == 0 else ()
                 if seed == 0:
                     jobs.append(_job("before", setting, "none", 0, 0.0))
-                    jobs += [_job("sweep", setting, family, 0, rate) for rate in plan.rates[family]]
+                jobs += [_job("sweep", setting, family, 0, rate) for rate in rates if len(rates) > 1]
                 jobs.append(_job("run", setting, method, seed, chosen_rate(found, setting, method)))
     done = {_key(line) for line in found}
     unique = {_key(job): job for job in jobs}

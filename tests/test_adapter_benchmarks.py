@@ -104,7 +104,11 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(results, monkeypatch):
 
     monkeypatch.setattr(adapters, "in_child", run)
     failed = adapters.work(argparse.Namespace(smoke=False, only="minilm", minutes=60, data=None, threads=1))
-    assert len(failed) == len(set(failed)) == sum(map(len, SETTINGS["minilm"].rates.values()))
+    assert (
+        len(failed)
+        == len(set(failed))
+        == sum(len(rates) for rates in SETTINGS["minilm"].rates.values() if len(rates) > 1)
+    )
     assert [read["kind"] for read in adapters.read_results()] == ["before"]
 
 
