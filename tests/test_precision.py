@@ -4,9 +4,11 @@ import logging
 
 import pytest
 import torch
+from torch import nn
 from transformers import LlamaConfig, LlamaForSequenceClassification, ResNetConfig, ResNetForImageClassification
 
 from hf_transfer_plugin import GradualUnfreezing, attach, bitfit, freeze_first, full
+from hf_transfer_plugin.trainer.precision import keep_master_weights, unify_precision
 from tests.conftest import VOCABULARY, bert, rows
 from tests.test_callbacks import Watcher
 from tests.test_frozen import images
@@ -93,3 +95,42 @@ def test_everything_that_will_ever_learn_is_trainable_when_the_model_is_wrapped(
     trainer.train()
     names = {name for name, _ in trainer.model.named_parameters()}
     assert seen == [{name for name in names if "embeddings" not in name}]
+
+
+def test_a_model_that_learned_in_part_is_saved_in_32_bits_and_loaded_as_it_was(make_trainer, tmp_path):
+    model = bert().to(torch.bfloat16)
+    attach(trainer := make_trainer(model, bf16=True, max_steps=2), schedule=freeze_first(2))
+    trainer.train()
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    model.save_pretrained(tmp_path / "mixed")
+    frozen = sum(p.numel() for p in before.values() if p.dtype == torch.bfloat16)
+    assert unify_precision(model) == frozen > 0
+    assert unify_precision(model) == 0
+    model.save_pretrained(tmp_path / "whole")
+    rounded, kept = (
+        dict(type(model).from_pretrained(tmp_path / name).named_parameters()) for name in ("mixed", "whole")
+    )
+    assert rounded["classifier.weight"].dtype == torch.bfloat16
+    assert not torch.equal(rounded["classifier.weight"].float(), before["classifier.weight"])
+    assert all(torch.equal(kept[name], value.float()) for name, value in before.items())
+    assert {parameter.dtype for parameter in kept.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_of_one_precision_keeps_it(dtype):
+    model = bert().to(dtype)
+    assert unify_precision(model) == 0
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+
+
+class Packed(torch.Tensor):
+    """A tensor of a quantisation library: it says that it is bfloat16."""
+
+
+def test_tensors_of_other_libraries_are_left_alone(make_trainer):
+    layer = nn.Linear(2, 2, dtype=torch.bfloat16)
+    layer.weight = nn.Parameter(torch.ones(2, 2, dtype=torch.bfloat16).as_subclass(Packed), requires_grad=False)
+    model = nn.Sequential(layer)
+    args = make_trainer(bf16=True).args
+    assert keep_master_weights(model, {"0.bias"}, args) == layer.bias.numel() == 2
+    assert (layer.weight.dtype, layer.bias.dtype) == (torch.bfloat16, torch.float32)

@@ -185,7 +185,10 @@ def head_names(model: nn.Module) -> list[str]:
     if not prefix or not isinstance(getattr(model, prefix, None), nn.Module):
         return []
     poolers = [name for name, _ in model.named_modules() if name.rpartition(".")[2] == "pooler"]
-    return [name for name, _ in model.named_children() if name != prefix] + poolers
+    beside = [
+        name for name, child in model.named_children() if name != prefix and any(True for _ in child.parameters())
+    ]
+    return beside + poolers
 
 
 def keep_gradients(model: nn.Module) -> nn.Module:
