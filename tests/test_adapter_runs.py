@@ -174,6 +174,8 @@ def test_a_run_of_an_adapter_is_not_written_over(model_folder, tmp_path):
     train(model_folder, tmp_path / "run", adapter="lora")
     with pytest.raises(ValueError, match="holds another run"):
         train(model_folder, tmp_path / "run", adapter="lora")
+    with pytest.raises(ValueError, match="holds an adapter. Merge it first"):
+        train(str(tmp_path / "run"), tmp_path / "next")
 
 
 def test_prompts_leave_room_for_the_text(tmp_path, tokenizer):

@@ -7,6 +7,7 @@ import torch
 import transformers
 from torch import nn
 
+from hf_transfer_plugin.adapters.loading import is_adapter
 from hf_transfer_plugin.config import TransferConfig
 from hf_transfer_plugin.recipes.base_precision import QUANTISED, head_names, keep_gradients, loading_settings
 from hf_transfer_plugin.tasks import TASKS, Task, TaskData
@@ -65,6 +66,11 @@ def load_model(
         settings = {"problem_type": data.problem_type or None, "num_labels": data.outputs}
     if names:
         settings |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    if is_adapter(Path(config.model).expanduser()):
+        raise ValueError(
+            f"`model` must be a whole model, but {config.model!r} holds an adapter. Merge it first with "
+            f"`hf-transfer-plugin merge {config.model} OUTPUT`, or train another on its base."
+        )
     found = _load(transformers.AutoConfig, config)
     auto = _auto_class(task, found, config.model)
     if config.base_precision in QUANTISED:
