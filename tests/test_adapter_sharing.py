@@ -35,7 +35,7 @@ ADAPTER = {
     "layers": 3,
     "also_train": ["norms"],
     "target_modules": [f"encoder.layer.{i}.attention.self.{name}" for i in (9, 10, 11) for name in ("query", "value")],
-    "modules_to_save": ["classifier"],
+    "modules_to_save": ["classifier", "output.LayerNorm"],
     "trainable_parameters": 12_345,
 }
 
@@ -260,6 +260,21 @@ def test_a_path_in_a_nested_field_is_refused(tmp_path, model_folder, tokenizer):
     file.write_text(json.dumps({**json.loads(file.read_text()), "eva_config": {"cache": ["/home/jane/cache.pt"]}}))
     with pytest.raises(ValueError, match=r"adapter_config\.json holds a path of this machine \(`eva_config\.cache`"):
         pushed(run_of(tmp_path / "run"), tmp_path)
+
+
+def test_a_config_without_a_base_gets_the_records(tmp_path, model_folder, tokenizer, monkeypatch):
+    monkeypatch.chdir(model_folder)  # where an empty name would be a folder
+    adapt(tmp_path / "run", model_folder, tokenizer)
+    file = tmp_path / "run" / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "base_model_name_or_path": None}))
+    (tmp_path / "run" / "README.md").write_text("---\nlibrary_name: transformers\nlicense: mit\n---\n")
+    folder = pushed(run_of(tmp_path / "run"), tmp_path)
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == BASE
+    data = ModelCard((folder / "README.md").read_text()).data
+    assert (data.library_name, data.base_model, data.license) == ("peft", BASE, "mit")
+    run_of(tmp_path / "run", base_model_id=None)
+    with pytest.raises(ValueError, match="Name the base model"):
+        build_folder(TransferRecord.load(tmp_path / "run"), folder, REPO)
 
 
 @pytest.mark.parametrize("base", ["here", "models/base", "./base"])

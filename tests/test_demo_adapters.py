@@ -157,19 +157,16 @@ def test_a_start_taken_out_of_the_base_is_not_compared(space, tmp_path, tokenize
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16", "4bit"])
-def test_a_base_of_few_bits_is_loaded_in_32_on_a_cpu(space, tmp_path, tokenizer, precision, monkeypatch):  # noqa: F811
+def test_a_base_of_few_bits_is_loaded_in_32(space, tmp_path, tokenizer, precision):  # noqa: F811
     torch.manual_seed(0)
     BertModel(BertConfig(**TINY)).to(torch.bfloat16).save_pretrained(tmp_path / "base")
     folder, _ = classes(tmp_path / "adapter", str(tmp_path / "base"), tokenizer)
     made = record(class_names=NAMES, adapter={"name": "lora", "base_precision": precision})
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     loaded, _ = answer_of(space, tmp_path, folder, made)
     assert {parameter.dtype for parameter in loaded.model.parameters()} == {torch.float32}
     assert f"In training the base was held in {precision}; here it is in float32." in about(space, tmp_path, loaded)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    expected = {} if precision == "4bit" else {"dtype": getattr(torch, precision)}
-    assert space.adapter.precision_here(precision) == expected
-    assert space.adapter.precision_here(None) == {}
+    plain, _ = answer_of(space, tmp_path / "plain", folder, record(class_names=NAMES))
+    assert torch.bfloat16 in {parameter.dtype for parameter in plain.model.parameters()}  # as it was saved
 
 
 @pytest.mark.parametrize(
@@ -182,6 +179,7 @@ def test_a_base_of_few_bits_is_loaded_in_32_on_a_cpu(space, tmp_path, tokenizer,
         ("HERE", None, "me/base", "HERE"),
         ("/gone/base", "HERE", "me/base", "HERE"),
         ("/gone/base", "org/base", None, "org/base"),
+        (None, None, "me/base", "me/base"),
         ("/gone/base", None, None, ValueError),
         ("org/base", "/gone/base", "me/base", ValueError),
     ],

@@ -55,11 +55,11 @@ def prepare_adapter(record: TransferRecord, run: Path, folder: Path) -> tuple[Tr
     _check_start(config, run)
     trained_on = str(config.get("base_model_name_or_path") or "")
     base = _base_id(record, trained_on)
-    _check_head(record, run, trained_on if Path(trained_on).expanduser().is_dir() else base)
+    _check_head(record, run, trained_on if _is_folder(trained_on) else base)
     mended = _renamed(config, trained_on, base)
     if mended != config:
         write_atomically(folder / ADAPTER, json.dumps(mended, indent=2, sort_keys=True) + "\n")
-    metadata = {"base_model": base, "base_model_relation": "adapter"}
+    metadata = {"library_name": "peft", "base_model": base, "base_model_relation": "adapter"}
     if record.adapter is not None:
         return record, metadata
     told = TransferRecord(**{**vars(record), "adapter": _told(config)})
@@ -81,12 +81,16 @@ def is_path(text: str) -> bool:
     return posix or text.startswith("file://") or (PureWindowsPath(text).drive != "" and "\\" in text)
 
 
+def _is_folder(name: str) -> bool:
+    return name != "" and Path(name).expanduser().is_dir()
+
+
 def _base_id(record: TransferRecord, trained_on: str) -> str:
     if record.base_model_id is not None:
         return record.base_model_id
     try:
         validate_repo_id(trained_on)
-        named = bool(trained_on) and not Path(trained_on).expanduser().is_dir() and record.adapter is None
+        named = not _is_folder(trained_on) and record.adapter is None
     except HFValidationError:
         named = False
     if not named:

@@ -1,5 +1,6 @@
 """What a card says of an adapter, told from the record and the files beside it."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -151,7 +152,7 @@ def adapter_notes(record: TransferRecord, *, merged: bool = False) -> list[str]:
     ]
     if record.class_names:
         found.append(
-            "The names of the classes stand in the code above. By the name of the repository alone, `pipeline` and "
+            "The names of the classes stand in the code above. By the name of the repository alone, pipelines and "
             "the auto classes of Transformers take labels and output layer of the base: they answer with LABEL_0, or "
             "fail."
         )
@@ -167,7 +168,7 @@ def adapter_notes(record: TransferRecord, *, merged: bool = False) -> list[str]:
             if precision in HALF
             else "is closer to the base than what the adapter was trained on, so its answers differ a little"
         )
-        found.append(f"On a CPU load the base in float32, as the demo does: that {held}.")
+        found.append(f"Load the base in float32 (dtype=torch.float32), as the demo does: that {held}.")
     return found
 
 
@@ -200,8 +201,10 @@ def _place(adapter: Mapping[str, Any]) -> str:
 
 def _full(adapter: Mapping[str, Any]) -> list[str]:
     """Modules, each kind once: of the norms in every layer there is one name."""
+    also = [what for what in adapter.get("also_train") or () if what in ("norms", "biases")]
     modules = [str(name).rpartition(".")[2] for name in adapter.get("modules_to_save") or ()]
-    kinds = list(dict.fromkeys([*modules, *(w for w in adapter.get("also_train") or () if w in ("norms", "biases"))]))
+    told = [name for name in modules if "norms" not in also or not re.search("norm|^ln", name, re.IGNORECASE)]
+    kinds = list(dict.fromkeys([*told, *also]))
     return kinds[:SHOWN] + ([f"{len(kinds) - SHOWN} more"] if len(kinds) > SHOWN else [])
 
 

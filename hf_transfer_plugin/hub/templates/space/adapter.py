@@ -11,7 +11,6 @@ from huggingface_hub.utils import validate_repo_id
 from peft import PeftConfig, PeftModel, load_peft_weights
 from transformers import GenerationConfig
 
-HALF = ("bfloat16", "float16")
 PREFIXES = ("base_model.model.", "base_model.")  # of names in the file; the second one of prompt methods
 # PEFT takes these starts out of the base's own weights when it loads the adapter.
 CHANGING = ("pissa", "olora", "corda", "lora_ga", "loftq")
@@ -41,7 +40,7 @@ def base_of(model: str, given: str | None, known: str | None) -> str:
         ValueError: If it is not here, and nobody knows its id.
     """
     named = given or PeftConfig.from_pretrained(model).base_model_name_or_path or ""
-    if Path(named).expanduser().is_dir():
+    if named and Path(named).expanduser().is_dir():
         return str(Path(named).expanduser())
     try:
         validate_repo_id(named)
@@ -59,14 +58,10 @@ def precision_here(trained_in: str | None) -> dict[str, Any]:
             Precision of the frozen base in training, where that was not the checkpoint's own.
 
     Returns:
-        `dict[str, Any]`: How to load it: on a CPU in 32 bits, which hold every number of the shorter kinds and are
-        faster there.
+        `dict[str, Any]`: How to load it: in 32 bits, which hold every number of the shorter kinds, meet a head of 32
+        bits without autocast, and are the faster ones on a CPU.
     """
-    if not trained_in:
-        return {}
-    if not torch.cuda.is_available():
-        return {"dtype": torch.float32}
-    return {"dtype": getattr(torch, trained_in)} if trained_in in HALF else {}
+    return {"dtype": torch.float32} if trained_in else {}
 
 
 def put_on(base: Any, model: str, info: dict[str, Any], processor: Any) -> Any:
