@@ -178,6 +178,24 @@ def test_a_run_of_an_adapter_is_not_written_over(model_folder, tmp_path):
         train(str(tmp_path / "run"), tmp_path / "next")
 
 
+@pytest.mark.parametrize("output", ["both", "merged"])
+def test_the_adapter_is_merged_when_asked(model_folder, tmp_path, output):
+    record = train(model_folder, tmp_path / "run", adapter="lora", adapter_output=output)
+    merged = tmp_path / "run" / ("merged" if output == "both" else "")
+    assert {path.name for path in merged.iterdir()} >= {"model.safetensors", "config.json", "README.md"}
+    assert (tmp_path / "run" / "adapter_model.safetensors").exists() == (output == "both")
+    assert record.path == tmp_path / "run" / "transfer_record.json"
+    assert "AutoPeft" not in (merged / "README.md").read_text()
+    Dataset.from_dict(reviews()).to_json(tmp_path / "rows.jsonl")
+    found = [evaluate_run(folder, str(tmp_path / "rows.jsonl"))["metrics"] for folder in (merged, tmp_path / "run")]
+    assert found[0] == pytest.approx(found[1], abs=1e-5)
+
+
+def test_what_cannot_be_merged_is_told_before_training(model_folder, tmp_path):
+    with pytest.raises(ValueError, match="nothing to merge"):
+        train(model_folder, tmp_path / "run", adapter="prompt", adapter_output="merged")
+
+
 def test_prompts_leave_room_for_the_text(tmp_path, tokenizer):
     """40 places, 10 of them for prompts: 30 tokens of a text are read."""
     BertModel(BertConfig(**TINY)).save_pretrained(tmp_path / "base")

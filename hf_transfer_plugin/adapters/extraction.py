@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_transfer_plugin.adapters.attaching import task_type
 from hf_transfer_plugin.adapters.combining import layer_factors, lora_layers
+from hf_transfer_plugin.adapters.notes import without_idle_notes
 from hf_transfer_plugin.adapters.targets import head_modules
 from hf_transfer_plugin.layers import discover_layer_groups
 
@@ -115,7 +116,8 @@ def extract_lora(
     for name in parts.low_rank:
         delta = _difference(before[f"{name}.weight"], after[f"{name}.weight"])
         factors[name] = _decompose(_as_matrix(delta, base.get_submodule(name)), energy, rank)
-    model = get_peft_model(base, _config(base, factors, parts.whole))
+    with without_idle_notes():
+        model = get_peft_model(base, _config(base, factors, parts.whole))
     _fill(model, tuned, factors)
     return model, _report(model, tuned, factors, parts.whole, lost)
 

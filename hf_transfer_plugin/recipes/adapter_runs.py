@@ -12,7 +12,7 @@ from typing import Any
 from hf_transfer_plugin.adapters.attaching import describe_adapter
 from hf_transfer_plugin.adapters.combining import combine_adapters
 from hf_transfer_plugin.adapters.extraction import extract_lora
-from hf_transfer_plugin.adapters.loading import GENERATION, is_adapter
+from hf_transfer_plugin.adapters.loading import CONFIG, GENERATION, WEIGHTS, is_adapter
 from hf_transfer_plugin.adapters.merging import merge_checked
 from hf_transfer_plugin.config import TransferConfig
 from hf_transfer_plugin.recipes.base_precision import QUANTISED
@@ -24,6 +24,7 @@ from hf_transfer_plugin.recipes.trained import base_of_run, load_bare_model, loa
 from hf_transfer_plugin.record import TransferRecord
 
 ALIKE = ("task", "problem_type", "class_names", "base_model")
+MERGED = "merged"
 
 
 def merge_run(
@@ -78,6 +79,34 @@ def merge_run(
             "bytes": [_size(folder), _size(made)],
         }
     return told
+
+
+def keep_merged(run: str | Path, *, alone: bool) -> TransferRecord:
+    """
+    Merges the adapter of a run that has just ended, in the folder `merged` of the run.
+
+    Args:
+        run (`str` or `Path`):
+            The run folder.
+        alone (`bool`):
+            Whether the merged model takes the adapter's place.
+
+    Returns:
+        `TransferRecord`: The record of what the run folder holds now.
+
+    Raises:
+        ValueError: If it cannot be merged; the adapter is kept.
+        RuntimeError: If the merged model answers differently; the adapter is kept.
+    """
+    run, merged = Path(run), Path(run) / MERGED
+    merge_run(run, merged)
+    if alone:
+        for name in (CONFIG, WEIGHTS):
+            (run / name).unlink()
+        for file in merged.iterdir():
+            file.replace(run / file.name)
+        merged.rmdir()
+    return TransferRecord.load(run)
 
 
 def combine_runs(

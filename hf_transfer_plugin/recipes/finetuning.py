@@ -16,6 +16,7 @@ from hf_transfer_plugin.callbacks import InterruptCallback, NonFiniteLossCallbac
 from hf_transfer_plugin.callbacks.ranks import together
 from hf_transfer_plugin.config import TransferConfig
 from hf_transfer_plugin.planning import plan
+from hf_transfer_plugin.recipes.adapter_runs import keep_merged
 from hf_transfer_plugin.recipes.baselines import measure_baselines
 from hf_transfer_plugin.recipes.checks import CONFIG_NAME, checkpoint_of
 from hf_transfer_plugin.recipes.energy import measured_energy
@@ -136,6 +137,8 @@ def finetune(
     record.metrics, outcome = measure(trainer, measuring(prepared, trainer, split, at_end=True), split)
     record.seconds["evaluate"] = time.perf_counter() - started
     finish_record(record, prepared, trainer, outcome, split)
+    if args.process_index == 0 and config.adapter_output != "adapter":
+        record = keep_merged(args.output_dir, alone=config.adapter_output == "merged")
     page = push_run(config, args)
     if page is not None and announce is not None:
         announce(f"Pushed to {page}.")

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import TrainingArguments, set_seed
 
 from hf_transfer_plugin.adapters import attach_adapter, start_of, virtual_tokens
+from hf_transfer_plugin.adapters.merging import check_mergeable
 from hf_transfer_plugin.callbacks.freezing import require_evaluation
 from hf_transfer_plugin.callbacks.ranks import in_turn, together
 from hf_transfer_plugin.config import ConfigError, TransferConfig, gather
@@ -126,6 +127,8 @@ def prepare(
     def encode() -> tuple[nn.Module, LayerGroups, DatasetDict, int]:
         set_up(task, base, processor, data, args)
         model = base if config.adapter_spec is None else _adapted(config, base, new_weights)
+        if config.adapter_output != "adapter":
+            check_mergeable(model)
         groups = discover_layer_groups(model)
         check_frozen(config.base_precision, model, ever_learning_names(strategy, model, groups))
         length = readable_length(config, processor, base, kept=virtual_tokens(model))
