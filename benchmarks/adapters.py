@@ -8,7 +8,8 @@ Adapters on real weights: what each method learns, what it forgets, and what it 
     python -m benchmarks.adapters --table
 
 MiniLM learns Rotten Tomatoes (2,000 rows, 2 epochs), SmolLM2 WikiText-2 (60 steps of 512 tokens), seed after seed, so
-that a broken-off script has seen every method first. Resumable: a run whose line is there is not made again.
+that a broken-off script has seen every method first. Resumable: a run whose line is there is not made again. Two at a
+time on two cores: `--only minilm` beside `--only smollm2`, together about an hour.
 
 Every run is a process of its own with one thread, bfloat16 autocast over 32-bit weights, a linear schedule with a
 tenth of warm-up, and adapters at their defaults. Learning rates are chosen on seed 0 for full fine-tuning (MiniLM's is
