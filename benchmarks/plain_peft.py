@@ -73,7 +73,7 @@ def by_hand(case: str, model: Any) -> Any:
     """
     from peft import LoraConfig, TaskType, get_peft_model
 
-    usual: dict[str, Any] = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.05}
+    usual: dict[str, Any] = {"r": 16, "lora_alpha": 32}
     if case == "classification":
         return get_peft_model(
             model,

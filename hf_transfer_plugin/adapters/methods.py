@@ -47,7 +47,8 @@ class Method:
     learning_rate: float = 1e-3
 
 
-_LORA = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.05}
+# No dropout: at 0.05 it took a fifth of the time and 30% of the activations of MiniLM and SmolLM2.
+_LORA = {"r": 16, "lora_alpha": 32}
 _PROMPT = {"num_virtual_tokens": 20}
 METHODS: dict[str, Method] = {
     "lora": Method(LoraConfig, "linear", _LORA),
@@ -61,7 +62,7 @@ METHODS: dict[str, Method] = {
     "adalora": Method(
         AdaLoraConfig,
         "linear",
-        {"init_r": 12, "target_r": 8, "lora_alpha": 32, "lora_dropout": 0.05, "total_step": UNKNOWN_STEPS},
+        {"init_r": 12, "target_r": 8, "lora_alpha": 32, "total_step": UNKNOWN_STEPS},
         2e-3,
     ),
     "ia3": Method(IA3Config, "linear", {}, 5e-3),
