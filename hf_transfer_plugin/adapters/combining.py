@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
-from hf_transfer_plugin.adapters.loading import load_adapters
+from hf_transfer_plugin.adapters.loading import base_of, load_adapters
 
 SAME_RANK = ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune")
 BY_SVD = ("svd", "ties_svd", "dare_linear_svd", "dare_ties_svd", "magnitude_prune_svd")
@@ -67,11 +67,12 @@ def combine_adapters(
     ```
     """
     _check_request(folders, weights, combination_type, rank, density)
+    for shown, folder in folders.items():
+        base_of(folder)
+        _check_config(PeftConfig.from_pretrained(str(folder)), shown)
     sources = {f"source-{number}": folder for number, folder in enumerate(folders.values())}
     model = load_adapters(base, sources)
     named = dict(zip(sources, folders, strict=True))
-    for name, shown in named.items():
-        _check_config(model.peft_config[name], shown)
     heads = _take_heads(model, named)
     ranks = _ranks(model, list(sources))
     if combination_type in SAME_RANK:
@@ -127,6 +128,10 @@ def _check_config(config: Any, name: str) -> None:
         raise ValueError(f"Only LoRA adapters can be combined, but {name!r} is {kind}. {end}")
     if config.use_dora:
         raise ValueError(f"{name!r} is DoRA, whose magnitudes are no sum and cannot be combined. {end}")
+    if config.bias != "none":
+        raise ValueError(
+            f"{name!r} trained the base's own biases (`bias={config.bias!r}`), of which a base has one set. {end}"
+        )
     if config.target_parameters or config.trainable_token_indices:
         raise ValueError(f"{name!r} holds single parameters or tokens, which cannot be combined. {end}")
 

@@ -124,17 +124,25 @@ def load_adapters(base: nn.Module, folders: Mapping[str, str | Path], *, trainab
             "one set, so it cannot share it. Load it onto a base of its own."
         )
     first, *others = folders
+    for name in others:
+        one, other = _kind(configs[first]), _kind(configs[name])
+        if one != other:
+            raise ValueError(
+                f"The adapters {first!r} and {name!r} cannot share a base: one is {one}, the other {other}. Load each "
+                "onto a base of its own."
+            )
     _take_generation(base, Path(folders[first]))
     with without_idle_notes():
         model = PeftModel.from_pretrained(base, str(folders[first]), adapter_name=first, is_trainable=trainable)
     for name in others:
-        if configs[name].is_prompt_learning != configs[first].is_prompt_learning:
-            raise ValueError(
-                f"The adapters {first!r} and {name!r} cannot live on one base: one is a prompt method, the other is "
-                "not. Load each onto a base of its own."
-            )
         model.load_adapter(str(folders[name]), adapter_name=name, is_trainable=trainable)
     return model
+
+
+def _kind(config: PeftConfig) -> str:
+    """Method and task, which PEFT wants to be the same for all adapters of a model."""
+    method, task = (str(getattr(value, "value", value)) for value in (config.peft_type, config.task_type))
+    return f"{method} for {task}" if config.task_type else method
 
 
 def _take_generation(base: nn.Module, folder: Path) -> None:
