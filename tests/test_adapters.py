@@ -126,6 +126,14 @@ def test_norms_biases_and_named_modules_learn_beside_it():
     assert not any("embeddings.LayerNorm" in name and name.endswith("weight") for name in found)
 
 
+def test_in_the_upper_layers_only_their_norms_and_biases_learn_beside_it():
+    adapted = attach_adapter(bert(), {"name": "lora", "layers": 1, "also_train": ["norms", "biases"]})
+    assert [g.name for g in discover_layer_groups(adapted).open] == ["layer.2", "head"]
+    found = learning(adapted)
+    assert any("layer.2.output.LayerNorm.modules_to_save" in name for name in found)
+    assert any(name.endswith("layer.2.output.dense.base_layer.bias") for name in found)
+
+
 def test_new_weights_are_saved_with_it():
     model = BertForMaskedLM(transformers.BertConfig(**TINY))
     new = {"cls.predictions.transform.dense.weight", "cls.predictions.transform.dense.bias"}

@@ -59,7 +59,7 @@ def attach_adapter(
         adapter (`str`, `dict` or `PeftConfig`):
             A name (`"lora"`, `"dora"`, `"ia3"` ...), or an object with the name, fields of PEFT's configuration, and
             `layers` (`int`): only the uppermost blocks; `also_train` (`list[str]`): `"norms"` and `"biases"` (LoRA) of
-            the base, or names of modules, learn in full, too; `ratio` (`float`): LoRA+'s. `{"peft_type": ...}` as PEFT
+            these blocks, or names of modules, learn in full, too; `ratio` (`float`): LoRA+'s. `{"peft_type": ...}` as PEFT
             writes it, and PEFT's configurations, are taken with every other method that PEFT has.
         new_weights (`Iterable[str]`, *optional*):
             Names of parameters that the pretrained model did not bring.
@@ -96,7 +96,7 @@ def attach_adapter(
         check_prompts(model, config)
     else:
         check_targets(model, config)
-    _add_saved(model, groups, config, spec.get("also_train", ()), new_weights)
+    _add_saved(model, groups, config, spec, new_weights)
     try:
         with without_idle_notes():
             return get_peft_model(model, config)
@@ -150,7 +150,7 @@ def _bias(spec: dict[str, Any], method: Method) -> dict[str, Any]:
         raise ValueError(
             f"`also_train` cannot hold 'biases' with {method.config.__name__}, which saves none. Use LoRA, or 'norms'."
         )
-    return {"bias": "all"}
+    return {"bias": "all" if spec.get("layers") is None else "lora_only"}
 
 
 def _found_targets(model: nn.Module, groups: LayerGroups, spec: dict[str, Any], method: Method) -> dict[str, Any]:
@@ -243,7 +243,7 @@ def check_targets(model: nn.Module, config: PeftConfig) -> None:
 
 
 def _add_saved(
-    model: nn.Module, groups: LayerGroups, config: PeftConfig, also: Iterable[str], new_weights: Iterable[str]
+    model: nn.Module, groups: LayerGroups, config: PeftConfig, spec: dict[str, Any], new_weights: Iterable[str]
 ) -> None:
     """Names what learns in full in `modules_to_save`."""
     wanted = head_modules(model, groups, new_weights)
@@ -255,9 +255,9 @@ def _add_saved(
             )
         return
     names = [name for name, _ in model.named_modules() if name]
-    for what in also:
+    for what in spec.get("also_train", ()):
         if what == "norms":
-            wanted += norm_targets(block_modules(model, groups).items())
+            wanted += norm_targets(block_modules(model, groups, spec.get("layers")).items())
         elif what != "biases":
             found = [name for name in names if name == what or name.endswith(f".{what}")]
             if not found:
