@@ -158,7 +158,7 @@ def test_unknown_and_missing_keys_are_told_together():
     with pytest.raises(ConfigError) as caught:
         TransferConfig.from_dict({"dataset": "d", "stratgy": "full", "lr": 1})
     assert len(caught.value.problems) == 3
-    assert caught.value.problems[0].startswith("Unknown key 'stratgy'; the keys are adapter, adapter_output, answers_column, ")
+    assert caught.value.problems[0].startswith("Unknown key 'stratgy'; the keys are adapter, adapter_output, ")
     assert caught.value.problems[1].startswith("Unknown key 'lr'")
     assert caught.value.problems[2] == "`model` is required but missing."
 

@@ -59,8 +59,8 @@ def attach_adapter(
         adapter (`str`, `dict` or `PeftConfig`):
             A name (`"lora"`, `"dora"`, `"ia3"` ...), or an object with the name, fields of PEFT's configuration, and
             `layers` (`int`): only the uppermost blocks; `also_train` (`list[str]`): `"norms"` and `"biases"` (LoRA) of
-            these blocks, or names of modules, learn in full, too; `ratio` (`float`): LoRA+'s. `{"peft_type": ...}` as PEFT
-            writes it, and PEFT's configurations, are taken with every other method that PEFT has.
+            these blocks, or names of modules, learn in full, too; `ratio` (`float`): LoRA+'s. `{"peft_type": ...}` as
+            PEFT writes it, and PEFT's configurations, are taken with every other method that PEFT has.
         new_weights (`Iterable[str]`, *optional*):
             Names of parameters that the pretrained model did not bring.
         groups (`LayerGroups`, *optional*):

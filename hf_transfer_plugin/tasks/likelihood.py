@@ -52,8 +52,8 @@ def _sums(scores: torch.Tensor, wanted: torch.Tensor, kept: torch.Tensor) -> tor
 
 def shifted_sums(logits: Any, labels: torch.Tensor | None) -> torch.Tensor:
     """
-    As [`aligned_sums`], for causal models, which predict a token one place before it. Outputs of learned prompts, which
-    stand before the text, are passed over.
+    As [`aligned_sums`], for causal models, which predict a token one place before it. Outputs of learned prompts,
+    which stand before the text, are passed over.
 
     Args:
         logits (`torch.Tensor` of shape `(rows, length, vocabulary)`, or a tuple that begins with it):
