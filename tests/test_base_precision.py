@@ -20,6 +20,7 @@ from transformers import (
 )
 
 import hf_transfer_plugin._optional as optional
+from benchmarks.base_precision import summarise, table
 from hf_transfer_plugin import attach, freeze_first, full
 from hf_transfer_plugin.adapters import attach_adapter
 from hf_transfer_plugin.recipes.base_precision import (
@@ -388,3 +389,21 @@ def test_layers_learn_in_32_bits_above_a_frozen_bottom_in_16(make_trainer, folde
         assert {value.dtype for value in values} == {torch.bfloat16 if name in bottom else torch.float32}
         assert torch.equal(values[0], parameter) == (name in bottom)
     assert losses(trainer)[-1] < losses(trainer)[0]
+
+
+def test_the_benchmark_gives_medians_and_ratios_within_one_machine():
+    values = {"full, 32 bits": (400.0, 2.0), "LoRA, 32 bits": (200.0, 1.0), "LoRA, bfloat16, autocast": (150.0, 0.5)}
+    lines = [
+        {"device": "cpu", "model": "minilm", "cell": cell, "repeat": repeat, "learning": 8, "loading_peak_mib": 10.0,
+         "peak_mib": memory + away, "seconds_a_step": seconds}
+        for cell, (memory, seconds) in values.items() for repeat, away in enumerate((-50.0, 0.0, 1.0))
+    ]  # fmt: skip
+    lines.append({**lines[0], "device": "cuda", "peak_mib": 30.0})
+    found = {(entry["device"], entry["cell"]): entry for entry in summarise(lines)}
+    half = found["cpu", "LoRA, bfloat16, autocast"]
+    assert (half["peak_mib"], half["peak_mib_range"], half["runs"]) == (150.0, [100.0, 151.0], 3)
+    assert (half["peak_mib_to_full"], half["peak_mib_to_LoRA"]) == (0.375, 0.75)
+    assert (half["seconds_a_step_to_full"], half["seconds_a_step_to_LoRA"]) == (0.25, 0.5)
+    assert found["cuda", "full, 32 bits"]["peak_mib_to_full"] == 1.0
+    assert "peak_mib_to_LoRA" not in found["cuda", "full, 32 bits"]
+    assert "| minilm | LoRA, bfloat16, autocast | 150 | 0.38 | 0.75 | 10 | 0.500 | 0.25 | 0.50 |" in table([half])
