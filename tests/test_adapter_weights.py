@@ -26,6 +26,8 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
     GenerationConfig,
     GPT2Config,
     GPT2LMHeadModel,
@@ -285,6 +287,23 @@ def test_a_merged_model_answers_alike_and_is_saved_whole(tmp_path, name):
     again, info = type(found.model).from_pretrained(tmp_path / "merged", output_loading_info=True)
     assert not info["missing_keys"]
     assert torch.equal(logits(again.eval()), logits(found.model))
+
+
+@pytest.mark.parametrize("name", ["lora", "ia3", "ln-tuning"])
+def test_heads_of_several_layers_are_merged(tmp_path, name):
+    def deberta():
+        set_seed(0)
+        return DebertaV2ForSequenceClassification(DebertaV2Config(**TINY)).eval()
+
+    config = METHODS[name].to_dict() | {"modules_to_save": ["pooler", "classifier"], "task_type": "SEQ_CLS"}
+    targets = {"lora": ["query_proj"], "ia3": ["key_proj"], "ln-tuning": ["LayerNorm"]}[name]
+    config |= {"target_modules": targets, **({"feedforward_modules": []} if name == "ia3" else {})}
+    model = moved(get_peft_model(deberta(), type(METHODS[name]).from_peft_type(**config))).eval()
+    merged = merge_adapter(model)
+    assert set(merged.state_dict()) == set(deberta().state_dict())
+    saved_head = model.base_model.model.pooler.modules_to_save.default.dense.weight
+    assert torch.equal(merged.pooler.dense.weight, saved_head)
+    assert not torch.equal(saved_head, deberta().pooler.dense.weight)
 
 
 @pytest.mark.parametrize("name", list(PROMPTS))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper
+from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from torch import nn
 
 from hf_transfer_plugin.layers.probe import dummy_inputs, untouched
@@ -246,6 +246,7 @@ def _merged_copy(model: PeftModel) -> nn.Module:
     shared = {id(tensor): tensor for tensor in _tensors(model) if id(tensor) not in own}
     copied = copy.deepcopy(model, shared)
     kind = model.active_peft_config.peft_type.value
+    _unwrap(copied.get_base_model())
     try:
         merged = copied.merge_and_unload(safe_merge=True)
     except ValueError as error:
@@ -257,7 +258,9 @@ def _merged_copy(model: PeftModel) -> nn.Module:
         ) from error
     except (AttributeError, NotImplementedError, RuntimeError, TypeError) as error:
         raise _unmergeable(kind, error) from error
-    _unwrap(merged)
+    left = [name for name, m in merged.named_modules() if isinstance(m, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
+    if left:
+        raise _unmergeable(kind, NotImplementedError(f"it leaves `{left[0]}` as it is."))
     for name, parameter in merged.named_parameters():
         # A head that learned in fp32 over a 16-bit base would be saved as a model of two precisions.
         if precisions.get(name, parameter.dtype) != parameter.dtype:
@@ -266,17 +269,14 @@ def _merged_copy(model: PeftModel) -> nn.Module:
 
 
 def _unwrap(model: nn.Module) -> None:
-    """Takes out wrappers of whole modules, which PEFT leaves in with layer norm tuning; they would not be saved."""
+    """
+    Puts what learned in full in the place of its wrapper. PEFT itself leaves the wrapper in with layer norm tuning, so
+    that no head is saved, and with IA3 fails where the head is more than one layer.
+    """
     for name, module in list(model.named_modules()):
-        if isinstance(module, AuxiliaryTrainingWrapper):
+        if isinstance(module, ModulesToSaveWrapper):
             plain = module.unload_and_optionally_merge_module(merge=True, safe_merge=True, adapter_names=None)
             model.set_submodule(name, plain)
-    left = [name for name, m in model.named_modules() if isinstance(m, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
-    if left:
-        raise ValueError(
-            f"PEFT cannot merge this adapter: it leaves {', '.join(left[:3])} as they are. Keep the adapter, and load "
-            "it with its base."
-        )
 
 
 def _unmergeable(kind: str, error: Exception) -> ValueError:

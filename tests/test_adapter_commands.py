@@ -1,0 +1,247 @@
+"""Runs made of runs: `merge`, `combine` and `extract`."""
+
+import json
+import re
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertModel, TrainingArguments
+
+from hf_transfer_plugin.adapters.loading import is_adapter
+from hf_transfer_plugin.cli import main as cli
+from hf_transfer_plugin.config import TransferConfig
+from hf_transfer_plugin.recipes import evaluate_run, finetune
+from hf_transfer_plugin.recipes.adapter_runs import combine_runs, extract_run, merge_run
+from hf_transfer_plugin.recipes.trained import base_of_run, load_bare_model, load_run_model
+from hf_transfer_plugin.record import TransferRecord
+from tests.conftest import TINY, reviews
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated"),
+    pytest.mark.filterwarnings("ignore::UserWarning:peft"),
+]
+TEXTS = ["a fine warm film", "a dull cold film", "great fun"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, model_folder):
+    """Two LoRA runs and one in full, from one base."""
+    folder = tmp_path_factory.mktemp("runs")
+    Dataset.from_dict(reviews()).to_csv(str(folder / "rows.csv"), index=False)
+    for name, seed, adapter in (("one", 0, "lora"), ("two", 1, "lora"), ("full", 0, None)):
+        args = TrainingArguments(
+            str(folder / name), max_steps=6, learning_rate=2e-2, seed=seed, use_cpu=True, report_to="none"
+        )
+        changes = {"adapter": {"name": "lora", "r": 4}} if adapter else {"strategy": "full"}
+        finetune(TransferConfig(model=model_folder, dataset=str(folder / "rows.csv"), **changes), args)
+    return folder
+
+
+def answers(model, folder):
+    words = AutoTokenizer.from_pretrained(folder)(TEXTS, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        return model.eval()(**words).logits
+
+
+def load_adapter_weights(folder):
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def loaded(folder):
+    return load_run_model(folder, TransferRecord.load(folder))
+
+
+def test_a_merged_run_is_a_whole_model_that_answers_alike(runs, tmp_path, capsys):
+    output = tmp_path / "merged"
+    assert cli(["merge", str(runs / "one"), str(output)]) == 0
+    out = capsys.readouterr().out
+    assert f"Merged 20 layers in float32 into {output}." in out
+    assert "at most (allowed: 0.0001)" in out
+    assert " kB as an adapter, " in out
+    assert not is_adapter(output)
+    assert [path.name for path in tmp_path.iterdir()] == ["merged"]
+    assert output.stat().st_mode & 0o777 == 0o755
+    plain = AutoModelForSequenceClassification.from_pretrained(output)
+    assert plain.config.id2label == dict(enumerate(TransferRecord.load(output).class_names))
+    expected = answers(loaded(runs / "one"), output)
+    assert torch.allclose(answers(plain, output), expected, atol=1e-4)
+    rows = str(runs / "rows.csv")
+    assert evaluate_run(output, rows)["metrics"] == pytest.approx(
+        evaluate_run(runs / "one", rows)["metrics"], abs=1e-5
+    )
+    before, after = TransferRecord.load(runs / "one"), TransferRecord.load(output)
+    assert after.metrics == before.metrics
+    assert "The adapter was merged into the base" in (output / "README.md").read_text()
+
+
+def test_a_run_over_a_quantised_base_is_merged_on_request_only(runs, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(runs / "one", source)
+    record = TransferRecord.load(source)
+    record.adapter["base_precision"] = "4bit"
+    record.save(source)
+    with pytest.raises(ValueError, match="was trained over a base in 4bit, .* Add `--unquantised` to merge it into"):
+        merge_run(source, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+    merge_run(source, tmp_path / "merged", unquantised=True)
+    assert TransferRecord.load(tmp_path / "merged").metrics == {}
+    assert torch.allclose(
+        answers(loaded(tmp_path / "merged"), source), answers(loaded(runs / "one"), source), atol=1e-4
+    )
+
+
+def test_a_base_in_sixteen_bits_stays_so(runs, tmp_path, model_folder, capsys):
+    args = TrainingArguments(str(tmp_path / "run"), max_steps=4, bf16=True, use_cpu=True, report_to="none")
+    chosen = {"adapter": {"name": "lora", "r": 4}, "base_precision": "bfloat16"}
+    finetune(TransferConfig(model=model_folder, dataset=str(runs / "rows.csv"), **chosen), args)
+    assert cli(["merge", str(tmp_path / "run"), str(tmp_path / "merged")]) == 0
+    out = capsys.readouterr().out
+    assert "in bfloat16 into" in out
+    allowed = float(re.search(r"allowed: ([\d.e-]+)", out)[1])
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
+    assert {parameter.dtype for parameter in plain.parameters()} == {torch.bfloat16}
+    expected = answers(loaded(tmp_path / "run"), tmp_path / "run")
+    assert (answers(plain, tmp_path / "run") - expected).abs().max() <= 2 * allowed
+    assert torch.equal(answers(loaded(tmp_path / "merged"), tmp_path / "run"), answers(plain, tmp_path / "run"))
+
+
+def test_two_runs_are_combined_and_all_are_measured(runs, tmp_path, capsys):
+    output, rows = tmp_path / "both", str(runs / "rows.csv")
+    words = ["combine", str(runs / "one"), str(runs / "two"), "--weights", "0.7", "0.3", "--output_dir", str(output)]
+    assert cli([*words, "--dataset", rows]) == 0
+    out = capsys.readouterr().out
+    assert "Combined by cat: 0.7 of one, 0.3 of two." in out
+    assert "has rank 8 and " in out
+    assert [line.split() for line in out.splitlines() if line.startswith("metric")] == [
+        ["metric", "one", "two", "both"]
+    ]
+    record = TransferRecord.load(output)
+    assert record.metrics == pytest.approx(evaluate_run(output, rows)["metrics"])
+    accuracies = [evaluate_run(runs / name, rows)["metrics"]["accuracy"] for name in ("one", "two")]
+    found = next(line.split() for line in out.splitlines() if line.startswith("accuracy"))
+    assert [float(cell) for cell in found[1:3]] == pytest.approx(accuracies, abs=1e-3)
+    assert record.strategy["runs"] == ["one", "two"]
+    assert record.strategy["weights"] == [0.7, 0.3]
+    assert record.adapter["r"] == 8
+    assert record.phases == []
+    assert record.metrics_split == "train"
+    assert record.dataset["splits"] == {"train": 40}
+    card = (output / "README.md").read_text()
+    assert "combine" in card
+    one, two = (load_adapter_weights(runs / name) for name in ("one", "two"))
+    both = load_adapter_weights(output)
+    for name, value in both.items():
+        if name.endswith("classifier.weight"):
+            assert torch.allclose(value, 0.7 * one[name] + 0.3 * two[name], atol=1e-6)
+            break
+    else:
+        pytest.fail("the head is not in the file")
+
+
+def test_what_a_combination_does_not_measure_it_does_not_claim(runs, tmp_path, capsys):
+    words = ["combine", str(runs / "one"), str(runs / "two"), "--weights", "1", "1"]
+    assert cli([*words, "--combination_type", "svd", "--rank", "3", "--output_dir", str(tmp_path / "both")]) == 0
+    assert "Its metrics are not known: add `--dataset` here" in capsys.readouterr().out
+    record = TransferRecord.load(tmp_path / "both")
+    assert record.metrics == record.intervals == record.baselines == record.calibration == {}
+    assert record.errors == record.confusion_matrix == []
+    assert record.adapter["r"] == 3
+    splits = TransferRecord.load(runs / "one").dataset["splits"]
+    assert record.dataset["splits"] == {"train": 2 * splits["train"]}
+    assert "## Results" not in (tmp_path / "both" / "README.md").read_text()
+
+
+def test_a_full_run_becomes_a_small_one_and_tells_what_it_loses(runs, tmp_path, capsys):
+    output, rows = tmp_path / "small", str(runs / "rows.csv")
+    other = tmp_path / "other.csv"
+    Dataset.from_dict(reviews(20)).to_csv(str(other), index=False)
+    assert cli(["extract", str(runs / "full"), str(output), "--energy", "0.95", "--dataset", str(other)]) == 0
+    out = capsys.readouterr().out
+    assert "Missing of all changes: " in out
+    assert "Taken over whole: pooler, classifier, 7 LayerNorm." in out
+    assert "Lost: 18 bias, " in out
+    assert next(line.split() for line in out.splitlines() if line.startswith("metric")) == ["metric", "full", "small"]
+    assert is_adapter(output)
+    record = TransferRecord.load(output)
+    assert record.strategy["name"] == "extract"
+    assert record.strategy["energy"] == 0.95
+    assert record.metrics_split == "other.csv train"
+    assert record.metrics == pytest.approx(evaluate_run(output, str(other))["metrics"])
+    gap = (answers(loaded(output), output) - answers(loaded(runs / "full"), output)).abs().max()
+    base = load_bare_model(base_of_run(runs / "full", record), runs / "full", record)
+    assert gap < 0.2 * (answers(base, output) - answers(loaded(runs / "full"), output)).abs().max()
+    assert evaluate_run(output, rows)["rows"] == 40
+    merge_run(output, tmp_path / "whole")
+    assert torch.allclose(answers(loaded(tmp_path / "whole"), output), answers(loaded(output), output), atol=1e-4)
+
+
+def test_a_whole_rank_is_chosen_for_all_layers(runs, tmp_path, capsys):
+    assert cli(["extract", str(runs / "full"), str(tmp_path / "small"), "--rank", "16"]) == 0
+    out = capsys.readouterr().out
+    assert "That is no smaller than the model." in out
+    assert TransferRecord.load(tmp_path / "small").metrics == {}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["merge", "{full}", "{new}"], "A run with an adapter is needed, but .*full' holds a whole model"),
+        (["merge", "{one}", "{two}"], "`output` must be a new folder, but .*two' exists. Delete it or name another"),
+        (["merge", "{new}", "{new}"], "Expected a run folder with a transfer_record.json"),
+        (["merge", "{one}"], "the following arguments are required: output. Run `hf-transfer-plugin merge --help`"),
+        (["extract", "{one}", "{new}"], "must hold a whole model to make a LoRA of, but .*one' holds an adapter"),
+        (["extract", "{full}", "{new}", "--energy", "2"], "`energy` must be more than 0 and at most 1, but got 2.0"),
+        (["extract", "{full}", "{new}", "--base", "{wide}"], r"parameters differ in shape, first `bert.embeddings"),
+        (["combine", "{one}", "{full}", "--weights", "1", "1", "--output_dir", "{new}"], "but .*full' holds a whole"),
+        (["combine", "{one}", "{one}", "--weights", "1", "1", "--output_dir", "{new}"], "must be different folders"),
+        (["combine", "{one}", "{two}", "--weights", "1", "--output_dir", "{new}"], "a number for each of 2 adapters"),
+        (["combine", "{one}", "{two}", "--output_dir", "{new}"], "arguments are required: --weights"),
+        (["combine", "{one}", "{odd}", "--weights", "1", "1", "--output_dir", "{new}"], "same `class_names`, but"),
+    ],
+)
+def test_faults_are_sentences_and_leave_nothing_behind(runs, tmp_path, tokenizer, capsys, words, message):
+    places = {name: runs / name for name in ("one", "two", "full")}
+    places |= {name: tmp_path / name for name in ("new", "odd", "wide")}
+    if "{odd}" in words:
+        shutil.copytree(runs / "two", places["odd"])
+        replace(TransferRecord.load(places["odd"]), class_names=["no", "yes"]).save(places["odd"])
+    if "{wide}" in words:
+        BertModel(BertConfig(**{**TINY, "hidden_size": 32})).save_pretrained(places["wide"])
+    there = sorted(tmp_path.iterdir())
+    assert cli([word.format(**places) for word in words]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert sorted(tmp_path.iterdir()) == there
+
+
+def test_a_measurement_that_fails_leaves_no_run(runs, tmp_path):
+    with pytest.raises(ValueError, match="no-such.csv"):
+        combine_runs([runs / "one", runs / "two"], [1, 1], tmp_path / "both", dataset=str(tmp_path / "no-such.csv"))
+    with pytest.raises(ValueError, match="no-such.csv"):
+        extract_run(runs / "full", tmp_path / "small", rank=2, dataset=str(tmp_path / "no-such.csv"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_base_is_found_or_asked_for(runs, tmp_path, model_folder):
+    record = TransferRecord.load(runs / "one")
+    assert base_of_run(runs / "one", record) == model_folder
+    assert base_of_run(runs / "full", TransferRecord.load(runs / "full")) == model_folder
+    moved = tmp_path / "moved"
+    shutil.copytree(runs / "one", moved)
+    config = json.loads((moved / "adapter_config.json").read_text())
+    (moved / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "/gone/base"}))
+    with pytest.raises(ValueError, match="started from '/gone/base', which is not here, and its record names no"):
+        load_run_model(moved, record)
+    assert base_of_run(moved, replace(record, base_model_id="jane/base")) == "jane/base"
+    found = load_run_model(moved, record, base=model_folder)
+    assert torch.equal(answers(found, runs / "one"), answers(loaded(runs / "one"), runs / "one"))
+
+
+@pytest.mark.parametrize("name", ["merge", "combine", "extract"])
+def test_help_has_an_example(name, capsys):
+    with pytest.raises(SystemExit):
+        cli([name, "--help"])
+    assert f"Example:\n  hf-transfer-plugin {name} " in capsys.readouterr().out
