@@ -45,11 +45,14 @@ CONSTANT = {"lr_scheduler_type": "constant", "learning_rate": 2e-3, "max_steps":
 
 
 def with_library(*precisions):
-    """The precisions, each skipped where its library is missing; in CI it must be there."""
+    """The precisions, each skipped where its library is missing; in CI, which installs it for the slow tests, not."""
     libraries = {"8bit": "bitsandbytes", "4bit": "bitsandbytes", "int8": "torchao"}
     missing = {name: not os.environ.get("CI") and find_spec(library) is None for name, library in libraries.items()}
     return [
-        pytest.param(name, marks=pytest.mark.skipif(missing[name], reason=f"pip install {libraries[name]}"))
+        pytest.param(
+            name,
+            marks=[pytest.mark.slow, pytest.mark.skipif(missing[name], reason=f"pip install {libraries[name]}")],
+        )
         for name in precisions
     ]
 

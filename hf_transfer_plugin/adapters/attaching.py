@@ -100,7 +100,7 @@ def attach_adapter(
     try:
         with without_idle_notes():
             return get_peft_model(model, config)
-    except (ValueError, TypeError, KeyError, NotImplementedError) as error:
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(
             f"PEFT cannot put {kind_of(config)} into {type(model).__name__}: {first} Its layers are "

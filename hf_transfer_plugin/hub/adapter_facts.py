@@ -37,7 +37,6 @@ SIZES = {  # field of the record -> words
     "num_virtual_tokens": "learned tokens",
     "ratio": "rate of B over that of A",
 }
-HALF = ("bfloat16", "float16")
 SHOWN = 10
 
 
@@ -163,12 +162,10 @@ def adapter_notes(record: TransferRecord, *, merged: bool = False) -> list[str]:
         )
     precision = str((record.adapter or {}).get("base_precision") or "")
     if precision:
-        held = (
-            f"holds every number of {precision}, so nothing is lost"
-            if precision in HALF
-            else "is closer to the base than what the adapter was trained on, so its answers differ a little"
+        found.append(
+            f"It was trained over the base in {precision}. Loaded in float32 (dtype=torch.float32), as the demo does, "
+            "the base is closer to what its checkpoint holds, so answers may differ a little from those measured."
         )
-        found.append(f"Load the base in float32 (dtype=torch.float32), as the demo does: that {held}.")
     return found
 
 

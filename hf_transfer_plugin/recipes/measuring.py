@@ -116,7 +116,9 @@ def write_texts(trainer: Trainer, task: Task, data: TaskData, rows: Dataset) -> 
     if task.generate is None:
         raise ValueError(f"{task.name} must be a task that writes, such as summarization, but it is not.")
     model, size = trainer.accelerator.unwrap_model(trainer.model), trainer.args.per_device_eval_batch_size
-    return task.generate(model, trainer.processing_class, data, rows, size)
+    # What a model writes with is not Trainer's forward pass, in which Accelerate turns autocast on.
+    with trainer.accelerator.autocast():
+        return task.generate(model, trainer.processing_class, data, rows, size)
 
 
 def evaluation_order(trainer: Trainer, features: Dataset) -> np.ndarray:

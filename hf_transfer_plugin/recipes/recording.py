@@ -15,6 +15,7 @@ from hf_transfer_plugin.hub import render_card, render_plots
 from hf_transfer_plugin.layers import beneath_adapters
 from hf_transfer_plugin.record import TransferRecord
 from hf_transfer_plugin.tasks import Outcome
+from hf_transfer_plugin.trainer.precision import unify_precision
 
 PACKAGES = (
     "hf-transfer-plugin",
@@ -126,6 +127,8 @@ def finish_record(record: TransferRecord, prepared: Any, trainer: Any, outcome: 
     record.examples = task.examples(data, split, count)
     for name, value in task.report(data, outcome, count).items():
         setattr(record, name, value)
+    if record.adapter is None:
+        unify_precision(prepared.model)
     trainer.save_model()
     if trainer.is_world_process_zero():
         if record.adapter is not None:
