@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hf_transfer_plugin.adapters import attach_adapter
+    from hf_transfer_plugin.adapters import attach_adapter, combine_adapters, extract_lora, load_adapter, merge_adapter
     from hf_transfer_plugin.callbacks import FreezingCallback
     from hf_transfer_plugin.config import ConfigError, TransferConfig
     from hf_transfer_plugin.freezing import (
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from hf_transfer_plugin.trainer import TransferMixin, TransferSeq2SeqTrainer, TransferTrainer, attach
 
 _ROOMS = {
-    "adapters": ("attach_adapter",),
+    "adapters": ("attach_adapter", "combine_adapters", "extract_lora", "load_adapter", "merge_adapter"),
     "callbacks": ("FreezingCallback",),
     "config": ("ConfigError", "TransferConfig"),
     "freezing": (
@@ -87,13 +87,17 @@ __all__ = [
     "attach",
     "attach_adapter",
     "bitfit",
+    "combine_adapters",
     "discover_layer_groups",
     "evaluate_run",
+    "extract_lora",
     "feature_extraction",
     "finetune",
     "freeze_first",
     "freeze_pattern",
     "full",
+    "load_adapter",
+    "merge_adapter",
     "norm_only",
     "plan",
     "set_trainable",

@@ -151,8 +151,11 @@ def test_the_card_tells_the_adapter():
         ({"name": "prompt", "target_modules": None, "num_virtual_tokens": 20}, ["learned tokens 20", "front of the"]),
         ({"name": None, "peft_type": "LOHA"}, ["| method | LOHA |"]),
         ({"name": "lora+", "ratio": 16.0}, ["rank 16, alpha 32, rate of B over that of A 16 |"]),
-        ({"base_precision": "bfloat16"}, ["in training | bfloat16 |", "trained over the base in bfloat16. Loaded in float32"]),
-        ({"base_precision": "4bit"}, ["in training | 4bit |", "its answers differ a little"]),
+        (
+            {"base_precision": "bfloat16"},
+            ["in training | bfloat16 |", "trained over the base in bfloat16. Loaded in float32"],
+        ),
+        ({"base_precision": "4bit"}, ["in training | 4bit |", "answers may differ a little"]),
         ({"modules_to_save": [f"<b>{i}" for i in range(11)], "also_train": []}, ["&lt;b&gt;9, 1 more |"]),
     ],
 )

@@ -172,6 +172,7 @@ def test_schedules_run_over_the_groups_with_adapters():
     """Three groups are open, so gradual unfreezing thaws at 0, 1/2 and all of `until`; nothing locked ever learns."""
     adapted = attach_adapter(bert(), {"name": "lora", "layers": 2})
     groups = discover_layer_groups(adapted)
+
     def at(step, schedule):
         names = learning_names(schedule, Progress(step, 100), adapted, groups)
         assert not names & groups.locked

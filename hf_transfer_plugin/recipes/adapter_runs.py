@@ -101,10 +101,10 @@ def keep_merged(run: str | Path, *, alone: bool) -> TransferRecord:
     run, merged = Path(run), Path(run) / MERGED
     merge_run(run, merged)
     if alone:
-        for name in (CONFIG, WEIGHTS):
-            (run / name).unlink()
         for file in merged.iterdir():
             file.replace(run / file.name)
+        for path in (run / CONFIG, run / WEIGHTS):
+            path.unlink()
         merged.rmdir()
     return TransferRecord.load(run)
 

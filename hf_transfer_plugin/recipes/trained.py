@@ -10,6 +10,7 @@ from torch import nn
 
 from hf_transfer_plugin.adapters.loading import base_of, is_adapter, load_adapter
 from hf_transfer_plugin.config import TransferConfig
+from hf_transfer_plugin.recipes.base_precision import QUANTISED
 from hf_transfer_plugin.recipes.checks import CONFIG_NAME
 from hf_transfer_plugin.recipes.pretrained import load_model, load_processor
 from hf_transfer_plugin.record import TransferRecord
@@ -37,7 +38,9 @@ def load_run_model(
         base (`str`, *optional*):
             Hub id or folder of the base of an adapter, instead of the one that [`base_of_run`] finds.
         precision (`str`, *optional*):
-            `base_precision` of an adapter's base, instead of that of the training; `""` loads it as it was saved.
+            `base_precision` of an adapter's base, instead of that of the training where that was quantised; `""` loads
+            it as it was saved. A base that was rounded to 16 bits is loaded as it was saved, too: the head beside the
+            adapter learned in 32 bits, and PEFT would round it with the base.
 
     Returns:
         `nn.Module`: The model, or a `PeftModel`.
@@ -48,12 +51,13 @@ def load_run_model(
     folder = Path(folder)
     if not is_adapter(folder):
         return load_bare_model(str(folder), folder, record, processor=processor)
+    trained = (record.adapter or {}).get("base_precision")
     found = load_bare_model(
         base or base_of_run(folder, record),
         folder,
         record,
         processor=processor,
-        precision=_trained_adapter(record).get("base_precision") if precision is None else precision,
+        precision=precision if precision is not None else trained if trained in QUANTISED else "",
     )
     return load_adapter(found, folder)
 
@@ -122,7 +126,3 @@ def base_of_run(folder: str | Path, record: TransferRecord) -> str:
 
 def _configured(file: Path) -> str:
     return str(json.loads(file.read_text(encoding="utf-8")).get("model") or "") if file.is_file() else ""
-
-
-def _trained_adapter(record: TransferRecord) -> dict[str, Any]:
-    return getattr(record, "adapter", None) or {}
