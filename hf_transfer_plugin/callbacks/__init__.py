@@ -4,11 +4,13 @@ from hf_transfer_plugin.callbacks.adapters import RankAllocationCallback
 from hf_transfer_plugin.callbacks.freezing import FreezingCallback, progress_of
 from hf_transfer_plugin.callbacks.guards import InterruptCallback, NonFiniteLossCallback
 from hf_transfer_plugin.callbacks.head import solve_output_layer
+from hf_transfer_plugin.callbacks.prompts import PromptEncoderCallback
 
 __all__ = [
     "FreezingCallback",
     "InterruptCallback",
     "NonFiniteLossCallback",
+    "PromptEncoderCallback",
     "RankAllocationCallback",
     "progress_of",
     "solve_output_layer",

@@ -1,14 +1,12 @@
 """What a run over PEFT's adapters needs beside the freezing: flags that PEFT does not undo, and AdaLoRA's own step."""
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import TrainerCallback
 
+from hf_transfer_plugin.callbacks.beside import BesideCheckpoint
 from hf_transfer_plugin.freezing import set_trainable
 from hf_transfer_plugin.layers import parameters_by_name
 
@@ -64,7 +62,7 @@ def allocates_ranks(model: Any) -> bool:
     return hasattr(getattr(model, "base_model", None), "rankallocator")
 
 
-class RankAllocationCallback(TrainerCallback):
+class RankAllocationCallback(BesideCheckpoint):
     """
     AdaLoRA's call after each step (https://huggingface.co/papers/2303.10512), which nothing in Trainer makes. Where
     the adapter does not say otherwise, ranks stay whole for a tenth of the run, shrink, and are fixed for the last
@@ -72,11 +70,13 @@ class RankAllocationCallback(TrainerCallback):
     """
 
     def __init__(self) -> None:
+        super().__init__(ALLOCATION, "the importance of AdaLoRA's ranks")
         self._pattern: dict[str, list[bool]] | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Tells AdaLoRA how many steps there are, and gives it back its scores on resume."""
-        allocator, config = _allocator(kwargs["model"])
+        model = kwargs["model"]
+        allocator, config = _allocator(model)
         allocator.reset_ipt()
         config.total_step = state.max_steps
         if not config.tinit and not config.tfinal:
@@ -86,9 +86,19 @@ class RankAllocationCallback(TrainerCallback):
                 f"AdaLoRA must have steps between `tinit` ({config.tinit}) and `tfinal` ({config.tfinal}) in which "
                 f"ranks shrink, but the run has {state.max_steps}. Train longer or lower them."
             )
+        if config.init_r <= config.target_r:
+            raise ValueError(
+                f"AdaLoRA must begin with more ranks (`init_r`) than it keeps (`target_r`), but got {config.init_r} "
+                f"and {config.target_r}. Lower `target_r`, or use `lora`."
+            )
         self._pattern = config.rank_pattern = None
-        if state.global_step:
-            self._restore(allocator, Path(args.output_dir) / f"checkpoint-{state.global_step}" / ALLOCATION)
+        parameters = dict(model.base_model.model.named_parameters())
+        for key, value in self.begin(args, state).items():
+            kind, name = key.split("/", 1)
+            if kind == "pattern":
+                self._pattern = {**(self._pattern or {}), name: value.tolist()}
+            else:
+                getattr(allocator, kind)[name] = value.to(parameters[name].device)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Scores the ranks by their gradients and masks the least important."""
@@ -98,15 +108,18 @@ class RankAllocationCallback(TrainerCallback):
         # PEFT saves cut matrices where it finds a pattern, from which no run could go on.
         self._pattern, config.rank_pattern = config.rank_pattern, None
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Writes scores and pattern beside the checkpoint's weights."""
-        if not state.is_world_process_zero:
-            return
-        allocator, _ = _allocator(kwargs["model"])
+    def tensors(self, model: Any) -> dict[str, torch.Tensor]:
+        """
+        Args:
+            model (`PeftModel`):
+                The model.
+
+        Returns:
+            `dict[str, torch.Tensor]`: Scores and pattern.
+        """
+        allocator, _ = _allocator(model)
         tensors = {f"{kind}/{name}": value for kind in _SCORES for name, value in getattr(allocator, kind).items()}
-        tensors |= {f"pattern/{name}": torch.tensor(kept) for name, kept in (self._pattern or {}).items()}
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        save_file({name: value.contiguous() for name, value in tensors.items()}, folder / ALLOCATION)
+        return tensors | {f"pattern/{name}": torch.tensor(kept) for name, kept in (self._pattern or {}).items()}
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Leaves the ranks that are left, also of the best checkpoint, for PEFT to save."""
@@ -117,19 +130,6 @@ class RankAllocationCallback(TrainerCallback):
         }
         if self._pattern is not None and any(any(ranks) for ranks in kept.values()):
             _allocator(kwargs["model"])[1].rank_pattern = kept
-
-    def _restore(self, allocator: Any, file: Path) -> None:
-        if not file.is_file():
-            raise ValueError(
-                f"AdaLoRA goes on from the importance of its ranks, but {str(file.parent)!r} has no {ALLOCATION}. "
-                "Resume from a checkpoint in `output_dir`, or start anew."
-            )
-        for key, value in load_file(file).items():
-            kind, name = key.split("/", 1)
-            if kind == "pattern":
-                self._pattern = {**(self._pattern or {}), name: value.tolist()}
-            else:
-                getattr(allocator, kind)[name] = value
 
 
 def _allocator(model: Any) -> tuple[Any, Any]:

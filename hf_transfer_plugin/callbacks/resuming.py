@@ -11,6 +11,7 @@ import torch
 
 logger = logging.getLogger(__name__)
 STATE_KEY = "hf_transfer_plugin"
+FILES_KEY = "files"  # what stands beside the weights of each checkpoint
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin", "adapter_model.safetensors", "adapter_model.bin")
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _SHARDED = ("pytorch_model_fsdp*", "*/adapter_model.*", "global_step*")
@@ -37,7 +38,8 @@ def missing_parts(checkpoint: Path) -> list[str]:
     if not any(checkpoint.glob("global_step*")):
         missing += _missing_optimizer(checkpoint)
         missing += [] if _whole(checkpoint / "scheduler.pt") else ["scheduler.pt"]
-    return missing + [name for name in _random_states(processes_of(checkpoint)) if not _whole(checkpoint / name)]
+    beside = [*_random_states(processes_of(checkpoint)), *_kept(checkpoint).get(FILES_KEY, ())]
+    return missing + [name for name in beside if not _whole(checkpoint / name)]
 
 
 def holds_only_model(checkpoint: Path) -> bool:
@@ -61,11 +63,17 @@ def processes_of(checkpoint: Path) -> int:
     Returns:
         `int`: How many processes wrote it: as its state says, or, by another's Trainer, as many as random states.
     """
+    written = _kept(checkpoint).get("processes")
+    return int(written) if written else max(len(list(checkpoint.glob("rng_state_*.pth"))), 1)
+
+
+def _kept(checkpoint: Path) -> dict[str, Any]:
+    """What [`remember_run`] and others of ours wrote into its state; nothing where that cannot be read."""
     try:
         state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-        return int(state["stateful_callbacks"][STATE_KEY]["processes"])
+        return dict(state["stateful_callbacks"][STATE_KEY])
     except (OSError, ValueError, KeyError, TypeError):
-        return max(len(list(checkpoint.glob("rng_state_*.pth"))), 1)
+        return {}
 
 
 def _random_states(processes: int) -> list[str]:
@@ -83,7 +91,9 @@ def _missing_weights(checkpoint: Path) -> list[str]:
     if found:
         return [path.name for path in found if not _whole(path)]
     parts = [path for pattern in _SHARDED for path in checkpoint.glob(pattern)]
-    return [path.name for path in parts if not _whole(path)] if parts else ["model.safetensors"]
+    if parts:
+        return [path.name for path in parts if not _whole(path)]
+    return ["adapter_model.safetensors" if (checkpoint / "adapter_config.json").is_file() else "model.safetensors"]
 
 
 def _missing_optimizer(checkpoint: Path) -> list[str]:
@@ -160,7 +170,7 @@ def _set_aside(folder: Path) -> Path:
     return folder.rename(target)
 
 
-def check_checkpoint(args: Any, resume_from: Any) -> None:
+def check_checkpoint(args: Any, resume_from: Any) -> Path | None:
     """
     Refuses to resume where it would go wrong. Asked for the last checkpoint, it first sets aside those that a run left
     half-written.
@@ -171,11 +181,14 @@ def check_checkpoint(args: Any, resume_from: Any) -> None:
         resume_from (`str`, `bool` or `None`):
             As in `Trainer.train`.
 
+    Returns:
+        `Path` or `None`: The checkpoint that the run goes on from.
+
     Raises:
         ValueError: If the checkpoint is incomplete or holds nothing but the model, or there is none.
     """
     if not resume_from:
-        return
+        return None
     if resume_from is True:
         set_aside_incomplete(args)
         whole = _checkpoints(args)
@@ -205,6 +218,7 @@ def check_checkpoint(args: Any, resume_from: Any) -> None:
             "the run will not end bit for bit as if it had not stopped.",
             checkpoint, before, "" if before == 1 else "es", args.world_size,
         )  # fmt: skip
+    return checkpoint
 
 
 def refuse_other_parameters(optimizer: Any, saved: Mapping[str, Any]) -> None:

@@ -9,8 +9,10 @@ from torch import nn
 from transformers import Trainer
 from transformers.trainer_callback import DefaultFlowCallback
 
-from hf_transfer_plugin.callbacks import FreezingCallback, RankAllocationCallback
+from hf_transfer_plugin.callbacks import FreezingCallback, PromptEncoderCallback, RankAllocationCallback
 from hf_transfer_plugin.callbacks.adapters import allocates_ranks
+from hf_transfer_plugin.callbacks.beside import BesideCheckpoint
+from hf_transfer_plugin.callbacks.prompts import encodes_prompts
 from hf_transfer_plugin.callbacks.ranks import anywhere, of_first, together
 from hf_transfer_plugin.callbacks.resuming import check_checkpoint
 from hf_transfer_plugin.freezing import FreezingPolicy, ever_learning_names, set_trainable
@@ -158,11 +160,13 @@ def _install(trainer: Trainer, attachment: _Attachment, groups: LayerGroups) -> 
         _make_every_model_ready(trainer, attachment)
     # Behind Trainer's own, which says when to save; before all loggers, so that they see what is added to the logs.
     callbacks = trainer.callback_handler.callbacks
-    callbacks.insert(
-        next((i + 1 for i, c in enumerate(callbacks) if isinstance(c, DefaultFlowCallback)), 0), attachment
-    )
+    place = next((i + 1 for i, c in enumerate(callbacks) if isinstance(c, DefaultFlowCallback)), 0)
+    ours: list[Any] = [attachment]
     if allocates_ranks(trainer.model):
-        trainer.add_callback(RankAllocationCallback())
+        ours.append(RankAllocationCallback())
+    if encodes_prompts(trainer.model):
+        ours.append(PromptEncoderCallback())
+    callbacks[place:place] = ours
     _check_every_resume(trainer)
 
 
@@ -206,7 +210,10 @@ def _check_every_resume(trainer: Trainer) -> None:
 
     @functools.wraps(train)
     def checked(resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
-        check_checkpoint(trainer.args, resume_from_checkpoint)
+        checkpoint = check_checkpoint(trainer.args, resume_from_checkpoint)
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(callback, BesideCheckpoint):
+                callback.resumed_from = checkpoint
         return train(resume_from_checkpoint, *args, **kwargs)
 
     trainer.train = checked

@@ -1,0 +1,362 @@
+"""Adapters under everything a Trainer does: a resumed run is the uninterrupted one, and what is frozen is frozen."""
+
+import gc
+import itertools
+import logging
+import multiprocessing
+import os
+import shutil
+import signal
+
+import pytest
+import torch
+import torch._dynamo.utils
+from safetensors.torch import load_file
+from transformers import (
+    Trainer,
+    TrainerCallback,
+    Wav2Vec2Config,
+    Wav2Vec2ForSequenceClassification,
+    set_seed,
+)
+
+from hf_transfer_plugin import (
+    ChainThaw,
+    FreezingCallback,
+    GradualUnfreezing,
+    LayerSampling,
+    LayerwiseDecay,
+    LinearProbeThenFineTune,
+    TransferTrainer,
+    attach,
+    freeze_first,
+    full,
+)
+from hf_transfer_plugin.adapters import METHODS, attach_adapter
+from hf_transfer_plugin.callbacks import beside, progress_of
+from hf_transfer_plugin.callbacks.adapters import ALLOCATION, HeldFlags, RankAllocationCallback
+from hf_transfer_plugin.callbacks.prompts import ENCODER
+from hf_transfer_plugin.callbacks.resuming import missing_parts
+from hf_transfer_plugin.freezing import freeze_pattern, learning_names
+from hf_transfer_plugin.layers import discover_layer_groups
+from tests.conftest import bert, rows
+from tests.test_callbacks import Watcher, weights
+from tests.test_frozen import images, resnet
+from tests.test_life import library, moved
+from tests.test_loss_scale import PER_EXAMPLE, PER_TOKEN, data, gap, train
+from tests.test_resume import Death, Setting, assert_same, check_resume, cut, moments, outcome, pairwise
+
+STEPS = 6
+PROMPTS = ("prefix", "prompt", "p-tuning")
+ADAPTERS = {
+    **{name: {"name": name} for name in METHODS},
+    **{name: {"name": name, "lora_dropout": 0.1} for name in ("lora", "dora", "rslora", "lora+", "adalora")},
+    **{name: {"name": name, "num_virtual_tokens": 4} for name in PROMPTS},
+    "p-tuning": {"name": "p-tuning", "num_virtual_tokens": 4, "encoder_hidden_size": 8},
+    "trainable-tokens": {"name": "trainable-tokens", "token_indices": [3, 4, 5, 6, 7]},
+    "upper": {"name": "lora", "lora_dropout": 0.1, "layers": 2, "also_train": ["norms", "biases"]},
+}
+SCHEDULES = {
+    "full": full(),
+    "gradual": GradualUnfreezing(every=2),
+    "sampling": LayerSampling(active=1, every=2),
+    "lp-ft": LinearProbeThenFineTune(),
+    "freeze-first": freeze_first(1),
+}
+FACTORS = {
+    "adapter": ADAPTERS,
+    "schedule": SCHEDULES,
+    "optim": {name: name for name in ("adamw_torch_fused", "adafactor", "sgd")},
+    "accumulation": {"1": 1, "2": 2},
+    "precision": {"fp32": False, "bf16": True},
+    "checkpointing": {"off": False, "non-reentrant": True},
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def what_is_imported_is_not_collected():
+    """Trainer collects garbage before every run, which takes longer than the tiny run where much is imported."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+def possible(cell):
+    """AdaLoRA and what has one group cannot be frozen in part; a model that writes has no head to solve."""
+    return cell[1] == "full" or cell[0] not in ("adalora", "trainable-tokens")
+
+
+CELLS = [cell for cell in itertools.product(*FACTORS.values()) if possible(cell)]
+PAIRS = pairwise(CELLS)
+
+
+def one_for_each_adapter(cells):
+    """Of each adapter the cell that brings most pairs of the other factors' values."""
+    chosen, met = [], set()
+    for name in ADAPTERS:
+        found = max(
+            (cell for cell in cells if cell[0] == name),
+            key=lambda cell: len(set(itertools.combinations(enumerate(cell[1:]), 2)) - met),
+        )
+        met |= set(itertools.combinations(enumerate(found[1:]), 2))
+        chosen.append(found)
+    return chosen
+
+
+QUICK = one_for_each_adapter(CELLS)
+
+
+def small():
+    return bert(num_hidden_layers=2)
+
+
+class Adapted:
+    """Makes the same base again and again, each time with other random numbers in the adapter and the head."""
+
+    def __init__(self, name, base=small):
+        self.name, self.base, self.count = name, base, 0
+        self.spec = ADAPTERS[name] if isinstance(name, str) else name
+
+    def __call__(self):
+        writes = self.name == "trainable-tokens"
+        set_seed(5)
+        model = PER_TOKEN["llama"]() if writes else self.base()
+        self.count += 1
+        set_seed(self.count)
+        return attach_adapter(model, {**self.spec, **({"layers": 1} if self.name == "upper" else {})})
+
+
+def setting(make_trainer, folder, cell=("lora", "full", "adamw_torch_fused", "1", "fp32", "off"), **changes):
+    """As for models without adapters, but evaluated only where asked for, and saved only where resumed from."""
+    name, schedule, optim, accumulation, precision, checkpointing = cell
+    if name == "trainable-tokens":
+        changes["train"] = data("llama", 32)
+    ratio = 16.0 if name == "lora+" else 1.0
+    return Setting(
+        make_trainer, folder, ("gradual", optim, accumulation, precision, checkpointing),
+        **{
+            "schedule": SCHEDULES[schedule],
+            "rates": LayerwiseDecay(1.0 if name == "lora+" else 0.8, warmup_steps=2, lora_b_multiplier=ratio),
+            "max_steps": 4, "save_steps": 2, "eval_strategy": "no", "weight_decay": 0.1, **changes,
+        },
+    )  # fmt: skip
+
+
+def check_cell(make_trainer, folder, cell, steps, **changes):
+    """Resumes from each step; the base does not move, and something else does."""
+    made, make = [], Adapted(cell[0])
+
+    def watched():
+        model = make()
+        made.append((model, weights(model), discover_layer_groups(model).locked))
+        return model
+
+    check_resume(setting(make_trainer, folder, cell, **changes), steps, make=watched)
+    for model, before, locked in made:
+        changed = moved(before, weights(model))
+        assert changed
+        assert not changed & locked
+        assert any("bert" in name or "model.layers" in name for name in locked)
+
+
+# Resume
+
+
+@pytest.mark.parametrize("cell", QUICK, ids="-".join)
+def test_a_resumed_run_ends_bitwise_as_the_uninterrupted_one(make_trainer, tmp_path, cell):
+    check_cell(make_trainer, tmp_path / "run", cell, [2])
+
+
+def test_every_value_of_every_factor_is_in_a_quick_cell():
+    for i, values in enumerate(FACTORS.values()):
+        assert {cell[i] for cell in QUICK} == set(values)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("cell", "step"), PAIRS, ids=lambda v: "-".join(v) if isinstance(v, tuple) else "every")
+def test_every_pair_of_settings_resumes_from_every_checkpoint(make_trainer, tmp_path, cell, step):
+    check_cell(make_trainer, tmp_path / "run", cell, range(1, STEPS), max_steps=STEPS, save_steps=1)
+
+
+@pytest.mark.parametrize(("name", "steps"), [("lora", (1, 2, 3)), ("upper", (2,))])
+def test_adapters_resume_before_at_and_after_a_thaw(make_trainer, tmp_path, name, steps):
+    cell = (name, "gradual", "adamw_torch_fused", "1", "fp32", "off")
+    check_cell(make_trainer, tmp_path / "run", cell, steps, save_steps=1)
+
+
+def test_adalora_resumes_before_within_and_after_the_budgeting(make_trainer, tmp_path):
+    """Of ten steps the ranks shrink from the second to the seventh."""
+    cell = ("adalora", "full", "adamw_torch_fused", "1", "fp32", "off")
+    check_cell(make_trainer, tmp_path / "run", cell, (1, 4, 8), max_steps=10, save_steps=1)
+    counts = []
+    for step in (1, 4, 8):
+        saved = load_file(tmp_path / "run" / f"checkpoint-{step}" / "adapter_model.safetensors")
+        counts.append(sum(int((value == 0).sum()) for name, value in saved.items() if "lora_E" in name))
+    assert 0 == counts[0] < counts[1] < counts[2]
+
+
+def best_of(make_trainer, folder, name):
+    """A run whose loss grows at its end, and the weights of its best step."""
+    model, watch = Adapted(name)(), Watcher()
+    run = setting(
+        make_trainer, folder, (name, "full", "sgd", "1", "fp32", "off"), rates=LayerwiseDecay(1.0), save_steps=1,
+        eval_strategy="steps", load_best_model_at_end=True, metric_for_best_model="loss", learning_rate=20.0,
+        lr_scheduler_type="constant", warmup_steps=0, max_grad_norm=1.0,
+    )  # fmt: skip
+    trainer = run.trainer(model, callbacks=[watch])
+    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    trainer.train()
+    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert min(losses) < losses[-1]
+    best = int(trainer.state.best_model_checkpoint.rsplit("-", 1)[1])
+    return trainer, flags, watch.seen[best], min(losses)
+
+
+@pytest.mark.parametrize("name", ["lora", "adalora", "p-tuning", "ia3"])
+def test_the_best_adapter_is_loaded_as_it_was_with_flags_right(make_trainer, tmp_path, name):
+    trainer, flags, best, loss = best_of(make_trainer, tmp_path / "run", name)
+    assert not moved(best, weights(trainer.model))
+    assert {n: parameter.requires_grad for n, parameter in trainer.model.named_parameters()} == flags
+    assert trainer.model.active_adapter == "default"
+    assert trainer.evaluate()["eval_loss"] == loss
+
+
+@pytest.mark.parametrize(("name", "file"), [("adalora", ALLOCATION), ("p-tuning", ENCODER)])
+def test_every_trial_of_a_search_keeps_its_files_and_its_best(make_trainer, tmp_path, name, file):
+    library("optuna").logging.set_verbosity(30)
+    arguments = make_trainer(
+        max_steps=4, eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1,
+        load_best_model_at_end=True, metric_for_best_model="loss", learning_rate=20.0, optim="sgd",
+        lr_scheduler_type="constant",
+    ).args  # fmt: skip
+    trainer = Trainer(model_init=Adapted(name), args=arguments, train_dataset=rows(), eval_dataset=rows(8))
+    attach(trainer, schedule=full())
+    found = trainer.hyperparameter_search(hp_space=lambda trial: {}, n_trials=2, direction="minimize")
+    assert len(found.run_id) == 1
+    assert [len(list((tmp_path / "run").glob(f"run-{i}/*/{file}"))) for i in (0, 1)] == [4, 4]
+
+
+@pytest.mark.parametrize("name", ["lora", "adalora", "p-tuning"])
+def test_a_second_run_is_that_of_a_new_trainer(make_trainer, tmp_path, name):
+    schedule = "full" if name == "adalora" else "gradual"
+    run = setting(make_trainer, tmp_path / "run", (name, schedule, "adamw_torch_fused", "1", "fp32", "off"))
+
+    def second(again):
+        model = Adapted(name)()
+        trainer = run.trainer(model)
+        trainer.train()
+        if not again:
+            trainer = run.trainer(model)
+        set_seed(9)
+        trainer.train()
+        return outcome(trainer)
+
+    assert_same(second(True), second(False))
+
+
+# Killed and damaged
+
+
+FILES = {"adalora": ("adapter_model.safetensors", ALLOCATION), "p-tuning": ("adapter_model.safetensors", ENCODER)}
+
+
+@pytest.mark.parametrize(("name", "file"), [(name, file) for name in FILES for file in FILES[name]])
+def test_a_checkpoint_without_one_of_the_adapters_files_is_set_aside(make_trainer, tmp_path, caplog, name, file):
+    cell = (name, "full", "adamw_torch_fused", "1", "fp32", "off")
+    run, make = setting(make_trainer, tmp_path / "run", cell, max_steps=3, save_steps=1), Adapted(name)
+    whole = run.trainer(make())
+    whole.train()
+    assert missing_parts(run.folder / "checkpoint-3") == []
+    cut(run.folder / "checkpoint-2" / file)
+    (run.folder / "checkpoint-3" / file).unlink()
+    assert missing_parts(run.folder / "checkpoint-2") == missing_parts(run.folder / "checkpoint-3") == [file]
+    with pytest.raises(ValueError, match=rf"whole checkpoint only, but '.*checkpoint-3' lacks {file}. Name an earl"):
+        run.trainer(make()).train(resume_from_checkpoint=str(run.folder / "checkpoint-3"))
+    resumed = run.trainer(make())
+    with caplog.at_level(logging.WARNING):
+        resumed.train(resume_from_checkpoint=True)
+    assert f"checkpoint-3 is incomplete ({file}) and was renamed" in caplog.text
+    assert_same(outcome(resumed, 1), outcome(whole, 1))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_checkpoint_moved_elsewhere_is_resumed_from(make_trainer, tmp_path, name):
+    cell = (name, "full", "adamw_torch_fused", "1", "fp32", "off")
+    run, make = setting(make_trainer, tmp_path / "run", cell), Adapted(name)
+    whole = run.trainer(make())
+    whole.train()
+    shutil.move(run.folder / "checkpoint-2", tmp_path / "elsewhere")
+    resumed = run.trainer(make())
+    resumed.train(resume_from_checkpoint=str(tmp_path / "elsewhere"))
+    assert_same(outcome(resumed, 2), outcome(whole, 2))
+
+
+def test_a_plain_checkpoint_of_adalora_is_refused(make_trainer, tmp_path):
+    """With the callbacks alone nobody looks at the parts of a checkpoint before."""
+    arguments = {"max_steps": 3, "save_strategy": "steps", "save_steps": 1}
+    make_trainer(Adapted("adalora")(), callbacks=[FreezingCallback(full())], **arguments).train()
+    alone = [FreezingCallback(full()), RankAllocationCallback()]
+    trainer = make_trainer(Adapted("adalora")(), callbacks=alone, **arguments)
+    with pytest.raises(ValueError, match=rf"from the importance of AdaLoRA's ranks, but '.*-1' has no {ALLOCATION}"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))
+
+
+def test_adalora_without_ranks_to_give_up_is_refused(make_trainer, tmp_path):
+    spec = {"name": "adalora", "init_r": 4, "target_r": 4}
+    with pytest.raises(ValueError, match="must begin with more ranks .* but got 4 and 4. Lower `target_r`"):
+        setting(make_trainer, tmp_path).trainer(Adapted(spec)()).train()
+
+
+def test_the_best_of_prefixes_with_a_projection_is_refused(make_trainer, tmp_path):
+    spec = {"name": "prefix", "num_virtual_tokens": 4, "prefix_projection": True, "encoder_hidden_size": 8}
+    run = setting(
+        make_trainer, tmp_path, eval_strategy="steps", eval_steps=2, load_best_model_at_end=True,
+        metric_for_best_model="loss",
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="cannot read prefixes with a projection back .* `prefix_projection=False`"):
+        run.trainer(Adapted(spec)()).train()
+
+
+class DeathBeside(TrainerCallback):
+    """Kills its process halfway through the n-th file beside a checkpoint's weights."""
+
+    def __init__(self, count):
+        self.left = count
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.before, beside.save_file = beside.save_file, self.save
+
+    def save(self, tensors, file):
+        self.before(tensors, file)
+        self.left -= 1
+        if not self.left:
+            cut(file)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["adalora", "p-tuning", "lora"])
+@pytest.mark.parametrize(("where", "count"), [*moments()[:6], ("beside", 1), ("beside", 3)])
+def test_a_run_killed_at_any_moment_ends_as_if_it_had_not_been(make_trainer, tmp_path, name, where, count):
+    if name == "lora" and where == "beside":
+        where = "save"
+    schedule = "full" if name == "adalora" else "gradual"
+    cell = (name, schedule, "adamw_torch_fused", "2", "fp32", "off")
+    changes = {"max_steps": STEPS, "save_steps": 1, "eval_strategy": "steps"}
+    run, make = setting(make_trainer, tmp_path / "run", cell, **changes), Adapted(name)
+    whole = setting(make_trainer, tmp_path / "whole", cell, **changes).trainer(make())
+    whole.train()
+
+    def train_and_die():
+        death = DeathBeside(count) if where == "beside" else Death(where, count)
+        run.trainer(Adapted(name)(), callbacks=[death]).train()
+
+    process = multiprocessing.get_context("fork").Process(target=train_and_die)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    after = max((int(c.name[11:]) for c in run.folder.glob("checkpoint-*") if not missing_parts(c)), default=0)
+    trainer = run.trainer(make() if after else Adapted(name)())
+    trainer.train(resume_from_checkpoint=after > 0)
+    assert_same(outcome(trainer, after), outcome(whole, after))
