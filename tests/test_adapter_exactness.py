@@ -360,3 +360,162 @@ def test_a_run_killed_at_any_moment_ends_as_if_it_had_not_been(make_trainer, tmp
     trainer = run.trainer(make() if after else Adapted(name)())
     trainer.train(resume_from_checkpoint=after > 0)
     assert_same(outcome(trainer, after), outcome(whole, after))
+
+
+# Frozen is frozen
+
+
+class Reference(Trainer):
+    """Asks the model without its adapter, too, as preference losses do: before its own forward pass or after it."""
+
+    when = "before"
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        def reference():
+            with torch.no_grad(), model.disable_adapter():
+                return model(**inputs).logits
+
+        if self.when == "before":
+            expected = reference()
+        outputs = model(**inputs)
+        if self.when == "after":
+            expected = reference()
+        if self.when == "set":
+            model.set_adapter("default")
+            expected = torch.zeros_like(outputs.logits)
+        loss = outputs.loss + (outputs.logits - expected).pow(2).mean()
+        return (loss, outputs) if return_outputs else loss
+
+
+THAWING = [GradualUnfreezing(every=2), ChainThaw(), LayerSampling(active=1, every=1), freeze_pattern(r"layer\.1")]
+
+
+def strays(make_trainer, schedule, cls=Trainer, when="before", name="lora", **changes):
+    """Names that moved at a step at which they were frozen."""
+    model, watch = Adapted(name)(), Watcher()
+    trainer = make_trainer(
+        model, cls=cls, callbacks=[watch], lr_scheduler_type="constant",
+        **{"max_steps": 5, "weight_decay": 0.5, **changes},
+    )  # fmt: skip
+    trainer.when = when
+    groups = attach(trainer, schedule=schedule)
+    trainer.train()
+    found, changed = set(), set()
+    for step, (before, after) in enumerate(zip(watch.seen, watch.seen[1:], strict=False)):
+        learning = learning_names(schedule, progress_of(trainer.args, trainer.state, step), model, groups)
+        now = moved(before, after)
+        assert now & learning
+        found, changed = found | now - learning, changed | now
+    assert not changed & groups.locked
+    return found
+
+
+def reference_cells():
+    """Every schedule with every moment, every second time under activation checkpointing."""
+    cells = itertools.product(reversed(THAWING), ("before", "after", "set"))
+    return [(*cell, bool(i % 2)) for i, cell in enumerate(cells)]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "when", "checkpointing"), reference_cells(), ids=lambda v: getattr(v, "name", str(v))
+)
+def test_frozen_adapters_do_not_move_though_the_loss_switches_them_off_and_on(
+    make_trainer, schedule, when, checkpointing
+):
+    assert not strays(make_trainer, schedule, Reference, when, activation_checkpointing=checkpointing)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lora", "upper", "dora", "ia3", "vera", "oft", "boft", "ln-tuning"])
+@pytest.mark.parametrize("schedule", THAWING, ids=lambda schedule: schedule.name)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_frozen_adapters_of_every_method_do_not_move(make_trainer, name, schedule, checkpointing):
+    for when in ("before", "after", "set"):
+        assert not strays(
+            make_trainer, schedule, Reference, when, name, activation_checkpointing=checkpointing,
+            gradient_accumulation_steps=2, per_device_train_batch_size=4,
+        )  # fmt: skip
+
+
+def test_without_held_flags_they_would_move_or_the_backward_pass_break(make_trainer, monkeypatch):
+    """`set_adapter` and the end of `disable_adapter` let all of an adapter learn."""
+    with monkeypatch.context() as patch:
+        patch.setattr(HeldFlags, "_set_back", lambda self, gradient=None: None)
+        assert strays(make_trainer, THAWING[0], Reference)
+    monkeypatch.setattr(HeldFlags, "_after", lambda *args: None)
+    with pytest.raises(torch.utils.checkpoint.CheckpointError, match="have different metadata"):
+        strays(make_trainer, THAWING[3], Reference, "after", activation_checkpointing=True)
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch_fused", "adafactor", "sgd"])
+def test_weight_decay_and_momentum_never_touch_a_frozen_adapter(make_trainer, optim):
+    assert not strays(make_trainer, ChainThaw(), optim=optim, gradient_accumulation_steps=2)
+
+
+def statistics(model):
+    return {name: buffer.clone() for name, buffer in model.named_buffers() if "running" in name}
+
+
+def test_statistics_beneath_adapters_of_convolutions_do_not_move_and_resume(make_trainer, tmp_path):
+    make = Adapted({"name": "lora"}, resnet)
+    run = setting(make_trainer, tmp_path / "run", train=images(), schedule=GradualUnfreezing(every=2))
+    models = []
+
+    def made():
+        models.append((model := make(), statistics(model)))
+        return model
+
+    check_resume(run, [2], make=made)
+    for model, before in models:
+        assert before
+        assert all(torch.equal(before[name], value) for name, value in statistics(model).items())
+    plain = make_trainer(make(), train=images(), max_steps=2)
+    before = statistics(plain.model)
+    plain.train()
+    assert not all(torch.equal(before[name], value) for name, value in statistics(plain.model).items())
+
+
+def test_statistics_of_norms_that_learn_are_saved_and_resumed(make_trainer, tmp_path):
+    make = Adapted({"name": "lora", "also_train": ["norms"]}, resnet)
+    run = setting(make_trainer, tmp_path / "run", train=images())
+    model = make()
+    before = statistics(model)
+    trainer = run.trainer(model)
+    trainer.train()
+    after = statistics(model)
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {
+        name for name in before if "modules_to_save" in name
+    }
+    check_resume(run, [2], make=make)
+
+
+def wav2vec2():
+    return Wav2Vec2ForSequenceClassification(
+        Wav2Vec2Config(
+            hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, conv_dim=(8, 8),
+            conv_kernel=(10, 3), conv_stride=(5, 2), num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=2,
+            classifier_proj_size=16, mask_time_length=2,
+        )
+    )  # fmt: skip
+
+
+def sounds(count=16):
+    generator = torch.Generator().manual_seed(0)
+    waves = torch.randn(count, 400, generator=generator)
+    return [{"input_values": wave, "labels": torch.tensor(i % 2)} for i, wave in enumerate(waves)]
+
+
+def test_adapters_of_a_model_of_sound_resume_over_a_base_that_does_not_move(make_trainer, tmp_path):
+    make, models = Adapted({"name": "lora"}, wav2vec2), []
+
+    def made():
+        model = make()
+        models.append((model, weights(model), discover_layer_groups(model).locked))
+        return model
+
+    run = setting(make_trainer, tmp_path / "run", train=sounds(), schedule=GradualUnfreezing(every=2))
+    check_resume(run, [2], make=made)
+    for model, before, locked in models:
+        changed = moved(before, weights(model))
+        assert changed
+        assert not changed & locked

@@ -1,6 +1,6 @@
 """What a run over PEFT's adapters needs beside the freezing: flags that PEFT does not undo, and AdaLoRA's own step."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -18,7 +18,8 @@ _WARM, _FINAL = 0.1, 0.3
 class HeldFlags:
     """
     PEFT's `set_adapter`, and the end of its `disable_adapter`, let every weight of an adapter learn, also those that a
-    schedule keeps frozen. Before each forward pass in training the flags are set back, so that no gradient is made.
+    schedule keeps frozen. Before each forward pass in training the flags are set back, so that no gradient is made;
+    and before each backward pass, which under activation checkpointing must find them as the forward pass did.
 
     Args:
         model (`nn.Module`):
@@ -29,7 +30,10 @@ class HeldFlags:
         self._model = model
         self._learning: frozenset[str] = frozenset()
         self._flags: list[tuple[nn.Parameter, bool]] = []
-        self._handle = model.register_forward_pre_hook(self._before, prepend=True)
+        self._handles = [
+            model.register_forward_pre_hook(self._before, prepend=True),
+            model.register_forward_hook(self._after),
+        ]
 
     def hold(self, learning: Iterable[str]) -> None:
         """
@@ -41,13 +45,31 @@ class HeldFlags:
         self._flags = [(p, name in self._learning) for name, p in parameters_by_name(self._model).items()]
 
     def release(self) -> None:
-        """Removes the hook."""
-        self._handle.remove()
+        """Removes the hooks."""
+        for handle in self._handles:
+            handle.remove()
 
     @torch.compiler.disable
     def _before(self, module: nn.Module, args: Any) -> None:
-        if torch.is_grad_enabled() and any(p.requires_grad is not flag for p, flag in self._flags):
+        if torch.is_grad_enabled():
+            self._set_back()
+
+    @torch.compiler.disable
+    def _after(self, module: nn.Module, args: Any, output: Any) -> None:
+        for tensor in _outermost_tensors(output):
+            if tensor.requires_grad:
+                tensor.register_hook(self._set_back)
+
+    def _set_back(self, gradient: torch.Tensor | None = None) -> None:
+        if any(p.requires_grad is not flag for p, flag in self._flags):
             set_trainable(self._model, self._learning)
+
+
+def _outermost_tensors(output: Any) -> Iterator[torch.Tensor]:
+    if isinstance(output, torch.Tensor):
+        output = [output]
+    values = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
+    return (value for value in values if isinstance(value, torch.Tensor))
 
 
 def allocates_ranks(model: Any) -> bool:
