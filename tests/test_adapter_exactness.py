@@ -519,3 +519,56 @@ def test_adapters_of_a_model_of_sound_resume_over_a_base_that_does_not_move(make
         changed = moved(before, weights(model))
         assert changed
         assert not changed & locked
+
+
+# The scale of the loss
+
+
+def still(base, name):
+    """Without dropout, or micro-batches would draw other masks than one batch."""
+    spec = {"name": name} if name == "ia3" else {"name": name, "lora_dropout": 0.0}
+    if name == "adalora":
+        spec |= {"tinit": 0, "tfinal": 0}
+    return Adapted(spec, base)
+
+
+@pytest.mark.parametrize("adapter", ["lora", "adalora", "ia3"])
+@pytest.mark.parametrize(
+    ("name", "cls"), [("bert-classes", Trainer), ("bert-masked", TransferTrainer), ("llama", Trainer)]
+)
+def test_micro_batches_equal_one_batch(make_trainer, name, cls, adapter):
+    base = {**PER_EXAMPLE, **PER_TOKEN}[name]
+    large, expected = train(make_trainer, name, still(base, adapter), cls, 8, 1)
+    small, found = train(make_trainer, name, still(base, adapter), cls, 2, 4)
+    names = ("base_model.model." + n for n in ("bert", "classifier", "cls", "model"))
+    assert any(name.startswith(tuple(names)) for name in found)
+    assert gap(found, expected) < 1e-6
+    for key in ("loss", "grad_norm"):
+        values = [trainer.state.log_history[0][key] for trainer in (large, small)]
+        assert values[0] == pytest.approx(values[1], rel=1e-5)
+
+
+def test_the_penalty_of_adalora_is_counted_once_and_its_weight_left_as_it_was(make_trainer, monkeypatch):
+    """Of PEFT's half of a mean distance of AAᵀ and BᵀB from the unit matrix nothing more than that is in the loss."""
+    trainer, _ = train(make_trainer, "llama", still(PER_TOKEN["llama"], "adalora"), Trainer, 4, 2)
+    model = still(PER_TOKEN["llama"], "adalora")()
+    distances = []
+    for name, matrix in model.named_parameters():
+        if "lora_A" in name or "lora_B" in name:
+            matrix = matrix.detach()
+            square = matrix @ matrix.T if "lora_A" in name else matrix.T @ matrix
+            distances.append(float((square - torch.eye(len(square))).norm()))
+    plain, _ = train(make_trainer, "llama", still(PER_TOKEN["llama"], "lora"), Trainer, 8, 1)
+    losses = [t.state.log_history[0]["loss"] for t in (trainer, plain)]
+    assert losses[0] - losses[1] == pytest.approx(0.5 * sum(distances) / len(distances), rel=1e-4)
+    assert trainer.model.peft_config["default"].orth_reg_weight == 0.5
+    assert not trainer.model.base_model._forward_pre_hooks
+    monkeypatch.setattr(RankAllocationCallback, "_share_penalty", lambda *args: None)
+    twice, _ = train(make_trainer, "llama", still(PER_TOKEN["llama"], "adalora"), Trainer, 4, 2)
+    assert twice.state.log_history[0]["loss"] > losses[0] + 0.9 * (losses[0] - losses[1])
+
+
+def test_the_model_that_drops_the_count_is_named_and_not_its_wrapper(make_trainer, caplog):
+    with caplog.at_level(logging.WARNING):
+        train(make_trainer, "bert-masked", still(PER_TOKEN["bert-masked"], "lora"), Trainer, 4, 2)
+    assert "BertForMaskedLM drops `num_items_in_batch`" in caplog.text

@@ -1,6 +1,6 @@
 """What a run over PEFT's adapters needs beside the freezing: flags that PEFT does not undo, and AdaLoRA's own step."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -89,11 +89,18 @@ class RankAllocationCallback(BesideCheckpoint):
     AdaLoRA's call after each step (https://huggingface.co/papers/2303.10512), which nothing in Trainer makes. Where
     the adapter does not say otherwise, ranks stay whole for a tenth of the run, shrink, and are fixed for the last
     three tenths. Checkpoints hold whole ranks and the importance scores, so that a resumed run goes on as it was.
+
+    Args:
+        share (`Callable[[], float]`, *optional*):
+            What AdaLoRA's penalty is multiplied by where the loss of a micro-batch is its share of the whole batch's:
+            PEFT adds it to each. [`attach`] passes it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, share: Callable[[], float] = lambda: 1.0) -> None:
         super().__init__(ALLOCATION, "the importance of AdaLoRA's ranks")
+        self._share = share
         self._pattern: dict[str, list[bool]] | None = None
+        self._handles: list[Any] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Tells AdaLoRA how many steps there are, and gives it back its scores on resume."""
@@ -121,6 +128,7 @@ class RankAllocationCallback(BesideCheckpoint):
                 self._pattern = {**(self._pattern or {}), name: value.tolist()}
             else:
                 getattr(allocator, kind)[name] = value.to(parameters[name].device)
+        self._share_penalty(model.base_model, config)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Scores the ranks by their gradients and masks the least important."""
@@ -145,6 +153,7 @@ class RankAllocationCallback(BesideCheckpoint):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Leaves the ranks that are left, also of the best checkpoint, for PEFT to save."""
+        self._release()
         kept = {
             name: values.detach().flatten().ne(0).tolist()
             for name, values in kwargs["model"].base_model.model.named_parameters()
@@ -152,6 +161,27 @@ class RankAllocationCallback(BesideCheckpoint):
         }
         if self._pattern is not None and any(any(ranks) for ranks in kept.values()):
             _allocator(kwargs["model"])[1].rank_pattern = kept
+
+    def _share_penalty(self, model: nn.Module, config: Any) -> None:
+        weight = config.orth_reg_weight
+
+        def before(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+            if module.training and kwargs.get("num_items_in_batch") is not None:
+                config.orth_reg_weight = weight * self._share()
+
+        def after(module: nn.Module, args: Any, output: Any) -> None:
+            config.orth_reg_weight = weight
+
+        self._release()
+        self._handles = [
+            model.register_forward_pre_hook(before, with_kwargs=True),
+            model.register_forward_hook(after, always_call=True),
+        ]
+
+    def _release(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
 
 
 def _allocator(model: Any) -> tuple[Any, Any]:

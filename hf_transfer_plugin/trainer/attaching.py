@@ -18,7 +18,7 @@ from hf_transfer_plugin.callbacks.resuming import check_checkpoint
 from hf_transfer_plugin.freezing import FreezingPolicy, ever_learning_names, set_trainable
 from hf_transfer_plugin.layers import LayerGroups, discover_layer_groups, parameters_by_name
 from hf_transfer_plugin.losses import LossTerm
-from hf_transfer_plugin.trainer.loss_scale import mend_loss_scale, scale_matters
+from hf_transfer_plugin.trainer.loss_scale import mend_loss_scale, scale_matters, share_of_mean
 from hf_transfer_plugin.trainer.optimizer import make_ready, optimizer_factory
 from hf_transfer_plugin.trainer.precision import warn_of_half_weights
 from hf_transfer_plugin.trainer.refusals import prepare_ddp, refuse_combinations, refuse_flattened
@@ -163,7 +163,7 @@ def _install(trainer: Trainer, attachment: _Attachment, groups: LayerGroups) -> 
     place = next((i + 1 for i, c in enumerate(callbacks) if isinstance(c, DefaultFlowCallback)), 0)
     ours: list[Any] = [attachment]
     if allocates_ranks(trainer.model):
-        ours.append(RankAllocationCallback())
+        ours.append(RankAllocationCallback(functools.partial(share_of_mean, trainer)))
     if encodes_prompts(trainer.model):
         ours.append(PromptEncoderCallback())
     callbacks[place:place] = ours

@@ -8,6 +8,7 @@ import torch
 from transformers import Trainer
 
 from hf_transfer_plugin.callbacks.ranks import anywhere
+from hf_transfer_plugin.layers import beneath_adapters
 from hf_transfer_plugin.layers.probe import untouched
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,26 @@ def share_of_targets(trainer: Trainer, inputs: dict[str, Any], num_items_in_batc
         return count_targets(trainer, inputs) / whole
     parts = _targets(trainer, inputs).chunk(trainer.args.n_gpu)
     return torch.stack([part.ne(-100).sum() for part in parts]) / whole
+
+
+def share_of_mean(trainer: Trainer) -> float:
+    """
+    What turns a term that does not depend on the rows into its part of a micro-batch's loss, where that loss is
+    divided by the targets of the whole batch: Trainer adds up micro-batches, and takes each process times all.
+
+    Args:
+        trainer (`Trainer`):
+            The Trainer, in a step.
+
+    Returns:
+        `float`: The share; 1 where [`TransferMixin`] rescales the loss as a whole.
+    """
+    if getattr(trainer, "rescales_loss", False):
+        return 1.0
+    args = trainer.args
+    batches = 1 if trainer.loss_is_scaled_for_ga is False else trainer.current_gradient_accumulation_steps
+    processes = args.n_gpu if args.n_gpu > 1 else args.world_size
+    return 1.0 / (batches * (processes if args.average_tokens_across_devices else 1))
 
 
 def _targets(trainer: Trainer, inputs: dict[str, Any]) -> torch.Tensor:
@@ -104,7 +125,7 @@ def mend_loss_scale(trainer: Trainer, batch: dict[str, Any] | None, *, rescales:
             "%s drops `num_items_in_batch`, so its loss would grow with accumulation. It is now averaged over each "
             "micro-batch, which weighs micro-batches with few targets too much; `TransferTrainer` (or `TransferMixin` "
             "in front of your Trainer) weighs every target alike.",
-            type(trainer.model).__name__,
+            type(beneath_adapters(trainer.model)[0]).__name__,
         )
     return False
 
