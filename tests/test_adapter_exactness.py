@@ -572,3 +572,101 @@ def test_the_model_that_drops_the_count_is_named_and_not_its_wrapper(make_traine
     with caplog.at_level(logging.WARNING):
         train(make_trainer, "bert-masked", still(PER_TOKEN["bert-masked"], "lora"), Trainer, 4, 2)
     assert "BertForMaskedLM drops `num_items_in_batch`" in caplog.text
+
+
+# Below the lowest adapter
+
+
+def hook_of_transformers(model):
+    model.enable_input_require_grads()
+
+
+def hook_of_peft(model):
+    """As PEFT's preparation of quantised models leaves them, where it does not know Transformers' own."""
+
+    def make_inputs_require_grad(module, inputs, output):
+        output.requires_grad_(True)
+
+    model.get_input_embeddings().register_forward_hook(make_inputs_require_grad)
+
+
+def own_checkpointing(model):
+    model.activation_checkpointing_enable()
+
+
+@pytest.mark.parametrize(
+    ("prepare", "arguments"),
+    [
+        ([], False),
+        ([], True),
+        ([hook_of_transformers], True),
+        ([hook_of_peft], True),
+        ([hook_of_transformers, hook_of_peft], True),
+        ([own_checkpointing], False),
+        ([own_checkpointing, hook_of_transformers, hook_of_peft], False),
+    ],
+    ids=lambda value: "+".join(f.__name__ for f in value) if isinstance(value, list) else str(value),
+)
+def test_what_lies_below_the_lowest_adapter_is_neither_recomputed_nor_differentiated(make_trainer, prepare, arguments):
+    base, calls, differentiated = bert(), [], []
+    for i, block in enumerate(base.bert.encoder.layer):
+        block.attention.output.LayerNorm.register_full_backward_hook(
+            lambda m, into, out, i=i: differentiated.append(i)
+        )
+        block.attention.register_forward_pre_hook(
+            lambda m, args, i=i: calls.append(i) if torch.is_grad_enabled() else None
+        )
+    for step in prepare:
+        step(base)
+    model = attach_adapter(base, {"name": "lora", "layers": 1})
+    if hook_of_peft in prepare:
+        hook_of_peft(model)
+    hooks = bool(base.get_input_embeddings()._forward_hooks)
+    trainer = make_trainer(model, max_steps=1, activation_checkpointing=arguments)
+    attach(trainer, schedule=full())
+    trainer.train()
+    checkpointing = arguments or bool(prepare)
+    assert calls.count(0) == calls.count(1) == 1
+    assert calls.count(2) == (2 if checkpointing else 1)
+    assert set(differentiated) == {2}
+    # As it was found; Trainer's own activation checkpointing leaves its hook.
+    assert bool(base.get_input_embeddings()._forward_hooks) == (hooks or arguments)
+    differentiated.clear()
+    trainer.train()
+    assert set(differentiated) == {2}
+
+
+def test_a_hook_is_left_to_reentrant_checkpointing_which_needs_it(make_trainer):
+    model = Adapted("lora")()
+    watch = Watcher()
+    trainer = make_trainer(
+        model, callbacks=[watch], max_steps=1, activation_checkpointing=True,
+        activation_checkpointing_kwargs={"use_reentrant": True},
+    )  # fmt: skip
+    attach(trainer, schedule=full())
+    trainer.train()
+    assert any(".layer.0." in name for name in moved(watch.seen[0], watch.seen[-1]))
+
+
+@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_compiling_happens_once_a_phase_and_no_more(make_trainer, checkpointing):
+    """Of the four steps two train the head, and two the layer's adapters, too."""
+    counters = torch._dynamo.utils.counters
+    torch._dynamo.reset()
+    counters.clear()
+    graphs = []
+
+    class Graphs(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            graphs.append(counters["stats"]["unique_graphs"])
+
+    model = attach_adapter(bert(num_hidden_layers=1, problem_type="single_label_classification"), "lora")
+    trainer = make_trainer(
+        model, callbacks=[Graphs()], max_steps=4, torch_compile=True, torch_compile_backend="eager",
+        activation_checkpointing=checkpointing,
+    )  # fmt: skip
+    attach(trainer, schedule=GradualUnfreezing(every=2))
+    trainer.train()
+    torch._dynamo.reset()
+    assert graphs[0] > 0
+    assert graphs == [graphs[0] * phase for phase in (1, 1, 2, 2)]
