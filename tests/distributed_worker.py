@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 from transformers import (
     CLIPVisionConfig,
     LlamaConfig,
+    LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
     Trainer,
@@ -24,9 +25,10 @@ from transformers.models.bert.modeling_bert import BertLayer
 from transformers.trainer_callback import PrinterCallback
 
 from hf_transfer_plugin import FreezingCallback, GradualUnfreezing, LayerwiseDecay, attach
+from hf_transfer_plugin.adapters import attach_adapter
 from hf_transfer_plugin.callbacks import NonFiniteLossCallback
 from hf_transfer_plugin.freezing import ever_learning_names, freeze_first, full, set_trainable
-from hf_transfer_plugin.layers import discover_layer_groups
+from hf_transfer_plugin.layers import beneath_adapters, discover_layer_groups
 from hf_transfer_plugin.learning_rates import build_optimizer
 from hf_transfer_plugin.schedules import ChainThaw, LayerSampling, LinearProbeThenFineTune, PlateauUnfreezing
 from tests.conftest import bert, rows
@@ -46,6 +48,24 @@ CELLS = [
     for optim, accumulation, checkpointing in (
         ("sgd", 1, False), ("sgd", 2, False), ("sgd", 1, True), ("sgd", 2, True), ("adamw_torch_fused", 2, True),
     )
+]  # fmt: skip
+STRATEGIES["full"] = full()
+# Without dropout, as the model: one process draws other masks than two.
+ADAPTERS = {
+    "lora": {"name": "lora", "lora_dropout": 0.0},
+    "upper": {"name": "lora", "lora_dropout": 0.0, "layers": 3, "also_train": ["norms"]},
+    "adalora": {"name": "adalora", "lora_dropout": 0.0},
+    "ia3": {"name": "ia3"},
+    "p-tuning": {"name": "p-tuning", "num_virtual_tokens": 4, "encoder_hidden_size": 8},
+    "writer": {"name": "adalora", "lora_dropout": 0.0},
+}
+ADAPTER_CELLS = [
+    (adapter, strategy, optim, accumulation, checkpointing)
+    for adapter, strategy in (
+        ("lora", "full"), ("lora", "gradual"), ("upper", "sampling"), ("adalora", "full"), ("ia3", "full"),
+        ("ia3", "gradual"), ("p-tuning", "full"), ("writer", "full"),
+    )
+    for optim, accumulation, checkpointing in (("sgd", 1, False), ("sgd", 2, True), ("adamw_torch_fused", 2, True))
 ]  # fmt: skip
 TEXT = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
 STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -253,13 +273,104 @@ def resume(out, rank):
     return {"same": same, "attached": untouched, "resumed": sorted(path.name for path in folder.iterdir())}
 
 
+def adapted(adapter):
+    set_seed(5)
+    if adapter == "writer":
+        writer = {**TEXT, "num_hidden_layers": 2, "num_key_value_heads": 2, "pad_token_id": 0, "vocab_size": 120}
+        model = LlamaForCausalLM(LlamaConfig(**writer))
+    else:
+        model = bert(**STILL, num_hidden_layers=4)
+    return attach_adapter(model, ADAPTERS[adapter])
+
+
+def written(count=32):
+    """Texts to write on, with widely differing numbers of targets."""
+    found = rows(count)
+    for i, row in enumerate(found):
+        row["labels"] = row["input_ids"].clone()
+        row["labels"][8 - i % 7 :] = -100
+    return found
+
+
+def attached_adapter(folder, cell, **kwargs):
+    adapter, *cell = cell
+    more = {"eval_strategy": "no"} if adapter == "writer" else {}
+    trainer = make_trainer(folder, cell=cell, model=adapted(adapter), **more, **kwargs)
+    if adapter == "writer":
+        trainer.train_dataset = written()
+    attach(trainer, schedule=STRATEGIES[cell[0]], learning_rates=LayerwiseDecay(0.8, warmup_steps=2))
+    return trainer
+
+
+def adapters(out, rank):
+    found = {}
+    for cell in ADAPTER_CELLS:
+        watch = Weights()
+        trainer = attached_adapter(out / "cell", cell, batch=4, callbacks=[watch])
+        trainer.train()
+        key = "-".join(map(str, cell))
+        history = [entry for entry in trainer.state.log_history if "loss" in entry]
+        found[key] = {
+            "sums": watch.sums,
+            "norms": [entry["grad_norm"] for entry in history],
+            "losses": [entry["loss"] for entry in history],
+            "looks for unused": trainer.accelerator.ddp_handler.find_unused_parameters,
+        }
+        if rank == 0:
+            # A model with prompts has its embeddings by two names.
+            save_file({k: v.clone() for k, v in trainer.model.state_dict().items()}, str(out / f"{key}.safetensors"))
+    return found
+
+
+def unused(out, rank):
+    """What DDP may be told about parameters without gradients."""
+
+    def run(cell, **changes):
+        watch = Weights()
+        told = message(lambda: attached_adapter(out / "u", cell, batch=4, callbacks=[watch], **changes).train())
+        return {"told": told, "sums": watch.sums}
+
+    settled = {
+        f"{adapter} {choice}": run((adapter, "full", "sgd", 2, True), ddp_find_unused_parameters=choice)
+        for adapter in ("lora", "adalora", "ia3")
+        for choice in (None, True, False)
+    }
+    changing = ("lora", "gradual", "sgd", 2, True)
+    return {"settled": settled, "changing": run(changing, ddp_find_unused_parameters=False)["told"]}
+
+
+def adapter_resume(out, rank):
+    """Whole runs, and runs resumed from their third checkpoint after the file beside the fifth was lost."""
+    found = {}
+    for adapter, strategy in (("lora", "gradual"), ("adalora", "full"), ("p-tuning", "gradual")):
+        cell, folder = (adapter, strategy, "adamw_torch_fused", 1, False), out / f"resumed-{adapter}"
+        changes = {"save_strategy": "steps", "save_steps": 1, "batch": 4}
+        whole = attached_adapter(folder, cell, **changes)
+        whole.train()
+        expected = {k: v.clone() for k, v in whole.model.state_dict().items()}
+        torch.distributed.barrier()
+        if rank == 0:
+            beside = {"adalora": "rank_allocation", "p-tuning": "prompt_encoder", "lora": "adapter_model"}[adapter]
+            for step in range(4, STEPS + 1):
+                (folder / f"checkpoint-{step}" / f"{beside}.safetensors").unlink()
+        torch.distributed.barrier()
+        again = attached_adapter(folder, cell, **changes)
+        again.train(resume_from_checkpoint=True)
+        found[adapter] = {
+            "same": all(torch.equal(v, expected[k]) for k, v in again.model.state_dict().items()),
+            "aside": len(list(folder.glob("incomplete-*"))),
+        }
+        torch.distributed.barrier()
+    return found
+
+
 # FSDP without Trainer: accelerate ignores it on CPU
 
 
-def manual_run(strategy, shard, rank, world):
+def manual_run(strategy, shard, rank, world, adapter=None):
     """Our callback and optimizer around a plain loop, on a model that may be sharded."""
     set_seed(0)
-    model = bert(**STILL)
+    model = bert(**STILL) if adapter is None else adapted(adapter)
     groups = discover_layer_groups(model)
     learning = ever_learning_names(strategy, model, groups)
     set_trainable(model, learning)
@@ -286,7 +397,7 @@ def manual_run(strategy, shard, rank, world):
 
 
 def fsdp2(model):
-    for layer in model.bert.encoder.layer:
+    for layer in beneath_adapters(model)[0].bert.encoder.layer:
         fully_shard(layer)
     fully_shard(model)
     assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
@@ -345,6 +456,22 @@ def sharded(out, rank):
         worst[f"fsdp1 {name}"] = max(float((found[k] - expected[k]).abs().max()) for k in expected)
         head = expected["classifier.weight"] - untouched["classifier.weight"]
         assert float(head.abs().max()) > 1e-3
+    return worst
+
+
+def sharded_adapters(out, rank):
+    worst = {}
+    for adapter, name in (("lora", "gradual"), ("lora", "chain"), ("upper", "sampling"), ("ia3", "full")):
+        before = adapted(adapter).state_dict()
+        expected = manual_run(STRATEGIES[name], lambda model: model, 0, 1, adapter).state_dict()
+        model = manual_run(STRATEGIES[name], fsdp2, rank, 2, adapter)
+        found = {k: v.full_tensor() for k, v in model.state_dict().items() if isinstance(v, DTensor)}
+        assert found.keys() == dict(model.named_parameters()).keys()
+        worst[f"{adapter} {name}"] = max(float((found[k] - expected[k]).abs().max()) for k in found)
+        base = [k for k in found if not any(mark in k for mark in ("lora_", "ia3_", "modules_to_save"))]
+        assert base
+        assert all(torch.equal(found[k], before[k]) for k in base)
+        assert any(float((found[k] - before[k]).abs().max()) > 1e-4 for k in found if k not in base)
     return worst
 
 
