@@ -648,7 +648,8 @@ def test_a_hook_is_left_to_reentrant_checkpointing_which_needs_it(make_trainer):
     assert any(".layer.0." in name for name in moved(watch.seen[0], watch.seen[-1]))
 
 
-@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [False, True])
 def test_compiling_happens_once_a_phase_and_no_more(make_trainer, checkpointing):
     """Of the four steps two train the head, and two the layer's adapters, too."""
     counters = torch._dynamo.utils.counters
