@@ -56,6 +56,7 @@ class _Schedule:
     name: ClassVar[str]
     needs_head: ClassVar[bool] = False
     needs_evaluation: ClassVar[bool] = False
+    keeps_first: ClassVar[bool] = False
 
     def to_dict(self) -> dict[str, Any]:
         """
@@ -247,7 +248,7 @@ class PlateauUnfreezing(_Schedule):
 class LayerSampling(_Schedule):
     """
     Trains the first and last group always, and a few random ones between them in turn, as in LISA
-    (https://huggingface.co/papers/2403.17919).
+    (https://huggingface.co/papers/2403.17919). Adapters that leave the embeddings out are all drawn from.
 
     Args:
         active (`int`, *optional*, defaults to 2):
@@ -262,6 +263,7 @@ class LayerSampling(_Schedule):
     """
 
     name: ClassVar[str] = "layer-sampling"
+    keeps_first: ClassVar[bool] = True
     active: int = 2
     every: int = 20
     draw_seed: int = field(default=0)

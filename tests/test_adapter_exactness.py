@@ -1,6 +1,5 @@
 """Adapters under everything a Trainer does: a resumed run is the uninterrupted one, and what is frozen is frozen."""
 
-import gc
 import itertools
 import logging
 import multiprocessing
@@ -71,15 +70,6 @@ FACTORS = {
     "precision": {"fp32": False, "bf16": True},
     "checkpointing": {"off": False, "non-reentrant": True},
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def what_is_imported_is_not_collected():
-    """Trainer collects garbage before every run, which takes longer than the tiny run where much is imported."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def possible(cell):

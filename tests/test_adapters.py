@@ -107,6 +107,11 @@ def test_lora_sits_in_every_linear_layer_and_the_head_learns():
     assert names == ["layer.0", "layer.1", "layer.2", "head"]
 
 
+def test_adalora_has_ranks_to_take_away():
+    config = attach_adapter(bert(hidden_size=4), "adalora").peft_config["default"]
+    assert (config.init_r, config.target_r) == (4, 2)
+
+
 def test_upper_layers_only():
     adapted = attach_adapter(bert(), {"name": "lora", "r": 2, "layers": 1})
     assert {n.split("layer.")[1][0] for n in learning(adapted) if ".lora_" in n} == {"2"}
@@ -182,7 +187,8 @@ def test_schedules_run_over_the_groups_with_adapters():
     assert [at(step, gradual) for step in (0, 25, 50)] == [
         ["head"], ["layer.2", "head"], ["layer.1", "layer.2", "head"]
     ]  # fmt: skip
-    assert at(0, LayerSampling(active=1)) == ["layer.1", "layer.2", "head"]
+    drawn = {tuple(at(step, LayerSampling(active=1, every=1))) for step in range(20)}
+    assert drawn == {("layer.1", "head"), ("layer.2", "head")}
     assert at(0, LinearProbeThenFineTune(frozen=1)) == ["layer.2", "head"]
     assert ever_learning_names(gradual, adapted, groups) == learning(adapted)
     assert freeze_first(1)(adapted, groups) == {n for g in groups.open[1:] for n in g.parameters}
@@ -254,6 +260,7 @@ def test_a_strategy_may_name_an_adapter():
 BAD = {
     "unknown": (bert, "loar", "must name one of lora, dora"),
     "rank": (bert, {"name": "lora", "r": 17}, "`r` must be at most 16, the smallest side"),
+    "ranks of adalora": (bert, {"name": "adalora", "init_r": 4, "target_r": 2, "layers": 7}, "between 1 and 3"),
     "rank of adalora": (bert, {"name": "adalora", "init_r": 99}, "`init_r` must be at most 16"),
     "targets": (
         bert,

@@ -196,9 +196,12 @@ def _embedding_table(model: nn.Module) -> str:
 def _fitted(settings: dict[str, Any], given: dict[str, Any], model: nn.Module) -> dict[str, Any]:
     """Sizes that were not typed, made no larger than the layers."""
     side = smallest_side(_matched(model, settings.get("target_modules")))
-    for name in ("r", "init_r", "target_r"):
+    for name in ("r", "init_r"):
         if name in settings and name not in given and side:
             settings[name] = min(settings[name], side)
+    if "init_r" in settings and "target_r" not in given:
+        # AdaLoRA's own ratio: ranks must be left over to be taken away.
+        settings["target_r"] = max(2 * settings["init_r"] // 3, 1)
     for name in ("oft_block_size", "boft_block_size"):
         if settings.get(name) and name not in given and not {"r", "boft_block_num"} & set(given):
             widths = [width for m in _matched(model, settings["target_modules"]) if (width := inputs_of(m))]

@@ -1,12 +1,12 @@
 """What learns at a moment, and the one hand that writes `requires_grad`."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import nn
 
 from hf_transfer_plugin.freezing.policies import FreezingPolicy, check_count
-from hf_transfer_plugin.layers import LayerGroups, parameters_by_name
+from hf_transfer_plugin.layers import LayerGroup, LayerGroups, parameters_by_name
 
 
 def learning_names(strategy: Any, progress: Any, model: nn.Module, groups: LayerGroups) -> frozenset[str]:
@@ -28,7 +28,11 @@ def learning_names(strategy: Any, progress: Any, model: nn.Module, groups: Layer
     """
     if isinstance(strategy, FreezingPolicy):
         return strategy(model, groups)
-    return frozenset(name for i in strategy(progress, len(groups.open)) for name in groups.open[i].parameters)
+    learning: Sequence[LayerGroup] = groups.open
+    if groups.locked and getattr(strategy, "keeps_first", False) and learning[0].name != "embeddings":
+        # The first is meant to be the embeddings; beneath adapters they are often locked, and nothing learns there.
+        learning = (LayerGroup("embeddings", ()), *learning)
+    return frozenset(name for i in strategy(progress, len(learning)) for name in learning[i].parameters)
 
 
 def ever_learning_names(strategy: Any, model: nn.Module, groups: LayerGroups) -> frozenset[str]:
