@@ -94,6 +94,7 @@ def test_a_run_over_a_quantised_base_is_merged_on_request_only(runs, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_base_that_was_rounded_to_sixteen_bits_is_merged_as_it_was_saved(runs, tmp_path, model_folder, capsys):
     """The head beside the adapter learned in 32 bits, and stays so."""
     args = TrainingArguments(str(tmp_path / "run"), max_steps=4, bf16=True, use_cpu=True, report_to="none")
@@ -156,6 +157,7 @@ def test_what_a_combination_does_not_measure_it_does_not_claim(runs, tmp_path, c
     assert "## Results" not in (tmp_path / "both" / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_full_run_becomes_a_small_one_and_tells_what_it_loses(runs, tmp_path, capsys):
     output, rows = tmp_path / "small", str(runs / "rows.csv")
     other = tmp_path / "other.csv"

@@ -108,15 +108,17 @@ def test_attach_on_trls_sft_trainer(tmp_path, speaker):
     assert logs[-1]["learning_rate/layers.2"] == pytest.approx(9e-3)
 
 
-def test_a_schedule_over_adapters_is_refused_before_it_thaws_the_base(tmp_path, speaker):
+def test_a_schedule_thaws_trls_adapters_and_never_the_base(tmp_path, speaker):
     peft = library("peft")
     lora = peft.LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")
     trainer = sft(tmp_path, speaker, watcher := Watcher(), peft_config=lora)
-    with pytest.raises(ValueError, match="adapters"):
-        attach(trainer, schedule=GradualUnfreezing())
-    attach(trainer, learning_rates=LayerwiseDecay(0.5))
+    groups = attach(trainer, schedule=GradualUnfreezing(), learning_rates=LayerwiseDecay(0.5))
+    assert [group.name for group in groups.open] == ["layers.0", "layers.1", "layers.2"]
     trainer.train()
-    assert all("lora_" in name for name in moved(watcher.seen[0], watcher.seen[-1]))
+    assert all(".layers.2." in name for name in moved(watcher.seen[0], watcher.seen[1]))
+    everything = moved(watcher.seen[0], watcher.seen[-1])
+    assert all("lora_" in name for name in everything)
+    assert any(".layers.0." in name for name in everything)
 
 
 def test_attach_on_trls_reward_trainer(tmp_path, speaker):
