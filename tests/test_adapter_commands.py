@@ -15,7 +15,8 @@ from hf_transfer_plugin.adapters.loading import is_adapter
 from hf_transfer_plugin.cli import main as cli
 from hf_transfer_plugin.config import TransferConfig
 from hf_transfer_plugin.recipes import evaluate_run, finetune
-from hf_transfer_plugin.recipes.adapter_runs import combine_runs, extract_run, merge_run
+from hf_transfer_plugin.recipes.adapter_runs import merge_run
+from hf_transfer_plugin.recipes.derived_runs import combine_runs, extract_run
 from hf_transfer_plugin.recipes.trained import base_of_run, load_bare_model, load_run_model
 from hf_transfer_plugin.record import TransferRecord
 from tests.conftest import TINY, reviews

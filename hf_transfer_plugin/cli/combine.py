@@ -41,7 +41,7 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--dataset", help="measure the runs and the new one on this: Hub id, file or folder")
     add_columns(parser)
     options = parser.parse_args(argv)
-    from hf_transfer_plugin.recipes.adapter_runs import combine_runs
+    from hf_transfer_plugin.recipes.derived_runs import combine_runs
 
     quieten()
     told = combine_runs(

@@ -35,7 +35,7 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--dataset", help="measure both runs on this: Hub id, file or folder")
     add_columns(parser)
     options = parser.parse_args(argv)
-    from hf_transfer_plugin.recipes.adapter_runs import extract_run
+    from hf_transfer_plugin.recipes.derived_runs import extract_run
 
     quieten()
     told = extract_run(
