@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification, BertConfig, Trainer
 
 from hf_transfer_plugin.cli import main
 from hf_transfer_plugin.config import TransferConfig
-from hf_transfer_plugin.hub import push_model, render_card, render_space
+from hf_transfer_plugin.hub import adapter_checks, push_model, render_card, render_space
 from hf_transfer_plugin.hub.folder import build_folder
 from hf_transfer_plugin.recipes import finetune
 from hf_transfer_plugin.record import TransferRecord
@@ -255,6 +255,23 @@ def test_the_folder_names_the_base_by_its_id_everywhere(tmp_path, model_folder, 
     text = (folder / "README.md").read_text()
     assert "| size | learned tokens 2 |" in text
     assert "prompt\\_tuning" in text
+
+
+@pytest.mark.parametrize(("named", "kept"), [(BASE, "v1"), ("org/mirror", None)])
+def test_the_revision_is_of_the_base_that_was_trained_on_alone(
+    tmp_path, model_folder, tokenizer, monkeypatch, named, kept
+):
+    asked = []
+    monkeypatch.setattr(adapter_checks, "_config_folder", lambda base, *revision: asked.append((base, revision[0])))
+    monkeypatch.setattr(adapter_checks, "_head_shapes", lambda *_: ("bert.", {}, True))
+    monkeypatch.setattr(adapter_checks, "_base_shapes", lambda *given: asked.append(given))
+    adapt(tmp_path / "run", model_folder, tokenizer)
+    file = tmp_path / "run" / "adapter_config.json"
+    given = json.loads(file.read_text()) | {"base_model_name_or_path": named, "revision": "v1"}
+    file.write_text(json.dumps(given))
+    there = json.loads((pushed(run_of(tmp_path / "run"), tmp_path) / "adapter_config.json").read_text())
+    assert (there["base_model_name_or_path"], there["revision"]) == (BASE, kept)
+    assert asked == [(BASE, kept)] * 2
 
 
 def test_a_path_in_a_nested_field_is_refused(tmp_path, model_folder, tokenizer):

@@ -2,8 +2,10 @@
 
 import json
 import re
+import shutil
 from types import SimpleNamespace
 
+import huggingface_hub
 import pytest
 import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
@@ -19,6 +21,7 @@ from transformers import (
 )
 
 from hf_transfer_plugin.hub import demo, render_space, run_demo
+from hf_transfer_plugin.hub.snippets import getting_started
 from hf_transfer_plugin.record import TransferRecord
 from tests.conftest import TINY
 from tests.test_demo import quiet_peft, record, settings_of, space  # noqa: F401
@@ -192,6 +195,37 @@ def test_the_base_is_found(space, tmp_path, named, given, known, found):  # noqa
             space.adapter.base_of(str(tmp_path), given, known)
     else:
         assert space.adapter.base_of(str(tmp_path), given, known) == found
+
+
+def of_two_revisions(tmp_path, monkeypatch, tokenizer):
+    """The cache of a repository with `main` and `v1`; the weights of each."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    repository = tmp_path / "cache" / "models--me--base"
+    (repository / "refs").mkdir(parents=True)
+    for seed, name in enumerate(("main", "v1")):
+        commit = str(seed) * 40
+        (repository / "refs" / name).write_text(commit)
+        shutil.copytree(encoder(tmp_path / name, tokenizer, "fill-mask", seed=seed), repository / "snapshots" / commit)
+    return [AutoModelForMaskedLM.from_pretrained(tmp_path / name).eval() for name in ("main", "v1")]
+
+
+def test_the_base_is_loaded_as_of_the_revision_that_was_trained_on(space, tmp_path, tokenizer, monkeypatch):  # noqa: F811
+    main, first = of_two_revisions(tmp_path, monkeypatch, tokenizer)
+    config = LoraConfig(r=2, target_modules=["query"], revision="v1")
+    folder, model = adapt(tmp_path / "adapter", str(tmp_path / "v1"), AutoModelForMaskedLM, tokenizer, config)
+    file = tmp_path / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": "me/base"}))
+    made = text_record("fill-mask", model_class="BertForMaskedLM")
+    loaded, _ = answer_of(space, tmp_path, folder, made)
+    assert torch.equal(logits(loaded.model, tokenizer), logits(model, tokenizer))
+    with loaded.as_base() as off:
+        assert torch.equal(logits(off, tokenizer), logits(first, tokenizer))
+        assert not torch.equal(logits(off, tokenizer), logits(main, tokenizer))
+    assert space.adapter.revision_of(folder, "me/base") == "v1"
+    assert space.adapter.revision_of(folder, "me/other") == "main"  # which has no v1 of this one
+    found = {}
+    exec(getting_started(made, folder, adapter=True).partition("tokenizer =")[0], found)  # noqa: S102
+    assert torch.equal(logits(found["model"].eval(), tokenizer), logits(model, tokenizer))
 
 
 @pytest.mark.parametrize(

@@ -55,8 +55,11 @@ def prepare_adapter(record: TransferRecord, run: Path, folder: Path) -> tuple[Tr
     _check_start(config, run)
     trained_on = str(config.get("base_model_name_or_path") or "")
     base = _base_id(record, trained_on)
-    _check_head(record, run, trained_on if _is_folder(trained_on) else base)
+    revision = config.get("revision") if base == trained_on else None
+    _check_head(record, run, trained_on if _is_folder(trained_on) else base, revision)
     mended = _renamed(config, trained_on, base)
+    if "revision" in mended:  # A branch or commit of one repository is none of another.
+        mended["revision"] = revision
     if mended != config:
         write_atomically(folder / ADAPTER, json.dumps(mended, indent=2, sort_keys=True) + "\n")
     metadata = {"library_name": "peft", "base_model": base, "base_model_relation": "adapter"}
@@ -112,14 +115,14 @@ def _check_start(config: Mapping[str, Any], run: Path) -> None:
         )
 
 
-def _check_head(record: TransferRecord, run: Path, base: str) -> None:
+def _check_head(record: TransferRecord, run: Path, base: str, revision: str | None) -> None:
     """Raises `ValueError` where weights that answer are neither in the adapter's file nor in the base."""
     if record.task not in HEADS:
         return
     with tempfile.TemporaryDirectory(prefix="base-") as temporary:
         try:
-            prefix, head, brought = _head_shapes(record, _config_folder(base, temporary))
-            there = _base_shapes(base)
+            prefix, head, brought = _head_shapes(record, _config_folder(base, revision, temporary))
+            there = _base_shapes(base, revision)
         except UNREADABLE as error:
             reason = str(error).strip().split("\n")[0]
             logger.warning("Could not look whether %r has all weights that the adapter has not: %s", base, reason)
@@ -142,11 +145,11 @@ def _check_head(record: TransferRecord, run: Path, base: str) -> None:
         )
 
 
-def _config_folder(base: str, temporary: str) -> Path:
+def _config_folder(base: str, revision: str | None, temporary: str) -> Path:
     folder = Path(base).expanduser()
     if folder.is_dir():
         return folder
-    return Path(HfApi().hf_hub_download(base, "config.json", local_dir=temporary)).parent
+    return Path(HfApi().hf_hub_download(base, "config.json", revision=revision, local_dir=temporary)).parent
 
 
 def _head_shapes(record: TransferRecord, folder: Path) -> tuple[str, Shapes, bool]:
@@ -172,14 +175,14 @@ def _head_shapes(record: TransferRecord, folder: Path) -> tuple[str, Shapes, boo
     return prefix, above, brought
 
 
-def _base_shapes(base: str) -> Shapes | None:
+def _base_shapes(base: str, revision: str | None) -> Shapes | None:
     """Names and shapes in a checkpoint; none where it is of another format."""
     folder = Path(base).expanduser()
     if folder.is_dir():
         files = sorted(folder.glob("*.safetensors"))
         return {name: shape for file in files for name, shape in _shapes(file).items()} if files else None
     try:
-        headers = HfApi().get_safetensors_metadata(base).files_metadata.values()
+        headers = HfApi().get_safetensors_metadata(base, revision=revision).files_metadata.values()
     except NotASafetensorsRepoError:
         return None
     return {name: tuple(tensor.shape) for header in headers for name, tensor in header.tensors.items()}

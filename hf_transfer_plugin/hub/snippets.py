@@ -23,7 +23,8 @@ WRITTEN = 128
 
 # PEFT has no auto class of every kind; pipelines do not know its wrapper of the others.
 WRAPPING = """\
-base = {kind}.from_pretrained(PeftConfig.from_pretrained({name}).base_model_name_or_path)
+config = PeftConfig.from_pretrained({name})
+base = {kind}.from_pretrained(config.base_model_name_or_path, revision=config.revision)
 model = PeftModel.from_pretrained(base, {name}).get_base_model()  # with the adapter in it"""
 PIPELINE = "from transformers import pipeline\n\n{call} = pipeline({task}, model={name}{extra})\n"
 

@@ -51,6 +51,21 @@ def base_of(model: str, given: str | None, known: str | None) -> str:
     return named
 
 
+def revision_of(model: str, base: str) -> str:
+    """
+    Args:
+        model (`str`):
+            Hub id or folder of the adapter.
+        base (`str`):
+            Hub id or folder of the base, from [`base_of`].
+
+    Returns:
+        `str`: Branch, tag or commit of the base that the adapter was trained on; another base has others.
+    """
+    config = PeftConfig.from_pretrained(model)
+    return (config.revision if base == config.base_model_name_or_path else None) or "main"
+
+
 def precision_here(trained_in: str | None) -> dict[str, Any]:
     """
     Args:

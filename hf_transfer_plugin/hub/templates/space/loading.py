@@ -220,7 +220,8 @@ def _load_whole(settings: Settings, model: str, name: str) -> Loaded:
 
 def _load_adapter(settings: Settings, model: str, name: str, base: str | None) -> Loaded:
     base_id = adapter.base_of(model, base, settings.base_model)
-    config = transformers.AutoConfig.from_pretrained(base_id)
+    revision = adapter.revision_of(model, base_id)
+    config = transformers.AutoConfig.from_pretrained(base_id, revision=revision)
     auto, own = _auto(name, config), list(config.id2label.values())
     config.problem_type = settings.problem_type or None
     if settings.class_names:
@@ -230,12 +231,17 @@ def _load_adapter(settings: Settings, model: str, name: str, base: str | None) -
         config.num_labels = 1
     precision = adapter.precision_here(settings.adapter.get("base_precision"))
     frozen, info = auto.from_pretrained(
-        base_id, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **precision
+        base_id,
+        revision=revision,
+        config=config,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+        **precision,
     )
     try:
         processor = transformers.AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError):
-        processor = transformers.AutoTokenizer.from_pretrained(base_id)
+        processor = transformers.AutoTokenizer.from_pretrained(base_id, revision=revision)
     trained = _ready(adapter.put_on(frozen, model, info, processor))
     limit = _limit(processor, trained)
     limit = limit - adapter.learned_tokens(trained) if limit else limit
