@@ -7,9 +7,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertModel, TrainingArguments
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    TrainingArguments,
+    set_seed,
+)
 
 from hf_transfer_plugin.adapters.loading import is_adapter
 from hf_transfer_plugin.cli import main as cli
@@ -176,7 +183,7 @@ def test_a_full_run_becomes_a_small_one_and_tells_what_it_loses(runs, tmp_path, 
     assert record.metrics_split == "other.csv train"
     assert record.metrics == pytest.approx(evaluate_run(output, str(other))["metrics"])
     gap = (answers(loaded(output), output) - answers(loaded(runs / "full"), output)).abs().max()
-    base = load_bare_model(base_of_run(runs / "full", record), runs / "full", record)
+    base, _ = load_bare_model(base_of_run(runs / "full", record), runs / "full", record)
     assert gap < 0.2 * (answers(base, output) - answers(loaded(runs / "full"), output)).abs().max()
     assert evaluate_run(output, rows)["rows"] == 40
     merge_run(output, tmp_path / "whole")
@@ -188,6 +195,26 @@ def test_a_whole_rank_is_chosen_for_all_layers(runs, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "That is no smaller than the model." in out
     assert TransferRecord.load(tmp_path / "small").metrics == {}
+
+
+def test_a_head_that_the_base_lacks_is_taken_over_whole(tmp_path, model_folder):
+    """It is random in the base, and other each time, so that nothing can be told from a difference to it."""
+    rows = DatasetDict({split: Dataset.from_dict({"text": reviews()["text"]}) for split in ("train", "test")})
+    args = TrainingArguments(str(tmp_path / "full"), max_steps=3, learning_rate=1e-2, use_cpu=True, report_to="none")
+    chosen = {"task": "fill-mask", "strategy": "full", "max_length": 16}
+    finetune(TransferConfig(model=model_folder, dataset="rows", **chosen), args, splits=rows)
+    report = extract_run(tmp_path / "full", tmp_path / "small", energy=0.999)
+    assert {"cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm"} <= set(report["whole"])
+    assert not any("cls" in name for name in report["modules"])
+    assert "cls.predictions.bias" in report["lost"]
+    found = []
+    for seed in (1, 2):
+        set_seed(seed)
+        found.append(answers(loaded(tmp_path / "small"), tmp_path / "small"))
+    assert torch.equal(*found)
+    whole = loaded(tmp_path / "full").cls.predictions.transform.dense.weight
+    taken = loaded(tmp_path / "small").get_base_model().cls.predictions.transform.dense.modules_to_save["default"]
+    assert torch.equal(taken.weight, whole)
 
 
 @pytest.mark.parametrize(

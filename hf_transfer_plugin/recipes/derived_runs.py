@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hf_transfer_plugin.adapters.attaching import describe_adapter
 from hf_transfer_plugin.adapters.combining import combine_adapters
+from hf_transfer_plugin.adapters.describing import describe_adapter
 from hf_transfer_plugin.adapters.extraction import extract_lora
 from hf_transfer_plugin.adapters.loading import GENERATION, is_adapter
 from hf_transfer_plugin.recipes.evaluation import evaluate_run
@@ -76,7 +76,7 @@ def combine_runs(
     (first, record), *_ = found
     with new_folder(output) as made:
         processor = processor_of(first, record)
-        bare = load_bare_model(base or base_of_run(first, record), first, record, processor=processor)
+        bare, _ = load_bare_model(base or base_of_run(first, record), first, record, processor=processor)
         folders = {str(folder): folder for folder, _ in found}
         if len(folders) < len(found):
             raise ValueError("`runs` must be different folders, but one is named twice. Give it a larger weight.")
@@ -144,15 +144,15 @@ def extract_run(
         )
     with new_folder(output) as made:
         processor = processor_of(folder, record)
-        tuned = load_bare_model(str(folder), folder, record, processor=processor)
-        bare = load_bare_model(base or base_of_run(folder, record), folder, record, processor=processor)
-        model, report = extract_lora(bare, tuned, energy=energy, rank=rank)
+        tuned, _ = load_bare_model(str(folder), folder, record, processor=processor)
+        bare, new = load_bare_model(base or base_of_run(folder, record), folder, record, processor=processor)
+        model, report = extract_lora(bare, tuned, energy=energy, rank=rank, new_weights=new)
         chosen = {"rank": rank} if rank is not None else {"energy": energy if energy is not None else 0.9}
         described = {**_described(model), "trainable_parameters": report["trainable_parameters"]}
         strategy = {"name": "extract", **chosen, "from": record.strategy}
-        new = replace(unmeasured(record), strategy=strategy, adapter=described)
-        _write_adapter(model, processor, new, made, source=folder)
-        measured = _measure(new, made, Path(output), [folder], dataset, columns)
+        extracted = replace(unmeasured(record), strategy=strategy, adapter=described)
+        _write_adapter(model, processor, extracted, made, source=folder)
+        measured = _measure(extracted, made, Path(output), [folder], dataset, columns)
         told = {**report, "bytes": [weights_size(folder), weights_size(made)], "measured": measured}
     return told
 

@@ -50,9 +50,9 @@ def load_run_model(
     """
     folder = Path(folder)
     if not is_adapter(folder):
-        return load_bare_model(str(folder), folder, record, processor=processor)
+        return load_bare_model(str(folder), folder, record, processor=processor)[0]
     trained = (record.adapter or {}).get("base_precision")
-    found = load_bare_model(
+    found, _ = load_bare_model(
         base or base_of_run(folder, record),
         folder,
         record,
@@ -64,7 +64,7 @@ def load_run_model(
 
 def load_bare_model(
     name: str, folder: Path, record: TransferRecord, *, processor: Any = None, precision: str | None = None
-) -> nn.Module:
+) -> tuple[nn.Module, frozenset[str]]:
     """
     Loads a model with the head and the labels of a run.
 
@@ -81,7 +81,7 @@ def load_bare_model(
             As `base_precision` in [`TransferConfig`].
 
     Returns:
-        `nn.Module`: The model.
+        `tuple[nn.Module, frozenset[str]]`: The model, and the names of its weights that are new, and so random.
 
     Raises:
         ValueError: If it cannot be loaded.
@@ -92,7 +92,7 @@ def load_bare_model(
     if processor is None:
         processor = load_processor(TransferConfig(model=str(folder), dataset="-", task=record.task))
     data = TaskData(DatasetDict(), {}, problem_type=record.problem_type, class_names=tuple(record.class_names))
-    return load_model(config, TASKS[record.task], data, processor)[0]
+    return load_model(config, TASKS[record.task], data, processor)
 
 
 def base_of_run(folder: str | Path, record: TransferRecord) -> str:
