@@ -1,6 +1,7 @@
 """Adapters from rows to record and back, for every task; what is saved is what was trained."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -93,6 +94,20 @@ def test_from_rows_to_record_and_back(folders, tmp_path, task):
         assert again["metrics"][figure] == pytest.approx(value, rel=1e-4), figure
     Dataset.from_dict(asked).to_json(tmp_path / "asked.jsonl")
     assert predict_run(tmp_path / "run", tmp_path / "asked.jsonl", tmp_path / "answers.jsonl") == 1
+
+
+def test_masks_from_a_base_without_an_output_layer(folders, tmp_path):
+    """The new layers learn, are saved and come back; the tied matrix stays the base's."""
+    splits = DatasetDict({s: Dataset.from_dict(ROWS["fill-mask"]) for s in ("train", "validation", "test")})
+    config = TransferConfig(model=str(folders / "encoder"), dataset="rows", task="fill-mask", adapter="lora")
+    args = arguments(tmp_path / "run", load_best_model_at_end=True, eval_strategy="epoch", save_strategy="epoch")
+    record = finetune(config, args, splits=splits)
+    Dataset.from_dict(ROWS["fill-mask"]).to_json(tmp_path / "rows.jsonl")
+    again = evaluate_run(tmp_path / "run", str(tmp_path / "rows.jsonl"))
+    assert again["metrics"]["perplexity"] == pytest.approx(record.metrics["perplexity"], rel=1e-4)
+    saved = load_file(tmp_path / "run" / "adapter_model.safetensors")
+    assert any("transform.dense.weight" in name for name in saved)
+    assert not any("decoder" in name or "word_embeddings" in name for name in saved)
 
 
 def train(model_folder, folder, **changes):
@@ -189,6 +204,20 @@ def test_the_adapter_is_merged_when_asked(model_folder, tmp_path, output):
     Dataset.from_dict(reviews()).to_json(tmp_path / "rows.jsonl")
     found = [evaluate_run(folder, str(tmp_path / "rows.jsonl"))["metrics"] for folder in (merged, tmp_path / "run")]
     assert found[0] == pytest.approx(found[1], abs=1e-5)
+
+
+@pytest.mark.parametrize("strategy", ["feature-extraction", "bitfit", "norm-only"])
+def test_a_strategy_that_leaves_the_adapter_out_is_refused(model_folder, tmp_path, strategy):
+    with pytest.raises(ValueError, match=f"with the strategy `{strategy}` only what stands beside it does"):
+        train(model_folder, tmp_path / "run", adapter="lora", strategy=strategy)
+
+
+def test_the_record_tells_what_ever_learns_and_what_is_saved(model_folder, tmp_path):
+    record = train(model_folder, tmp_path / "run", adapter="pissa", strategy={"name": "freeze-first", "k": 1})
+    assert record.adapter["trainable_parameters"] == record.phases[-1]["trainable_parameters"]
+    assert (record.adapter["saved_as"], record.adapter["saved_rank"]) == ("LORA", 2 * record.adapter["r"])
+    saved = json.loads((tmp_path / "run" / "adapter_config.json").read_text())
+    assert saved["base_model_name_or_path"] == str(Path(model_folder).resolve())
 
 
 def test_what_cannot_be_merged_is_told_before_training(model_folder, tmp_path):

@@ -146,6 +146,49 @@ def test_new_weights_are_saved_with_it():
     assert any("transform.dense.modules_to_save" in name for name in learning(adapted))
 
 
+def test_a_tied_output_layer_with_a_new_bias_is_not_trained():
+    model = transformers.DistilBertForMaskedLM(
+        transformers.DistilBertConfig(dim=16, n_layers=1, n_heads=2, hidden_dim=16, vocab_size=60)
+    )
+    new = {"vocab_projector.bias", "vocab_transform.weight", "vocab_transform.bias"}
+    found = learning(attach_adapter(model, "lora", new_weights=new))
+    assert any("vocab_transform.modules_to_save" in name for name in found)
+    assert not any("vocab_projector" in name for name in found)
+
+
+def test_only_the_outermost_of_nested_modules_is_saved():
+    adapted = attach_adapter(bert(), {"name": "lora", "also_train": ["dense"], "target_modules": ["query"]})
+    saved = [name for name, module in adapted.named_modules() if hasattr(module, "modules_to_save")]
+    assert not any(one.startswith(f"{other}.") for one in saved for other in saved)
+    config = adapted.peft_config["default"]
+    assert len(config.modules_to_save) - 1 <= len(set(config.modules_to_save))  # PEFT adds the classifier once more
+
+
+def test_names_of_modules_may_be_one_text():
+    found = learning(attach_adapter(bert(), {"name": "lora", "also_train": "norms"}))
+    assert any("LayerNorm.modules_to_save" in name for name in found)
+
+
+def test_sets_and_tuples_become_json():
+    config = TransferConfig(model="a", dataset="b", adapter={"name": "lora", "target_modules": {"query", "key"}})
+    assert json.loads(json.dumps(config.adapter_spec))["target_modules"] == ["key", "query"]
+
+
+def test_an_object_is_read_and_not_changed():
+    given = LoraConfig(r=4)
+    for make in (bert, tiny_llama):
+        adapted = attach_adapter(make(), given)
+        assert adapted.peft_config["default"].r == 4
+    assert given.target_modules is given.modules_to_save is None
+    assert len({n.split(".lora_")[0] for n in learning(attach_adapter(bert(), given)) if ".lora_" in n}) == 18
+
+
+def test_a_large_model_without_weights_takes_any_start():
+    with torch.device("meta"):
+        model = bert()
+    assert learning(attach_adapter(model, "pissa", groups=discover_layer_groups(model)))
+
+
 def test_a_language_model_keeps_its_output_layer():
     assert describe_adapter(attach_adapter(tiny_llama(), "lora")).get("modules_to_save") is None
 
@@ -166,9 +209,15 @@ def test_pefts_own_configurations_pass_through(given):
 
 
 def test_a_saved_configuration_passes_through(tmp_path):
-    LoraConfig(r=5, target_modules=["query"]).save_pretrained(tmp_path)
+    """Of an adapter that was trained elsewhere: its method is taken, not where it came from."""
+    attach_adapter(bert(), {"name": "lora", "r": 5, "target_modules": ["query"]}).save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**saved, "base_model_name_or_path": "x/y"}))
     adapted = attach_adapter(bert(), str(tmp_path / "adapter_config.json"))
-    assert adapted.peft_config["default"].r == 5
+    config = adapted.peft_config["default"]
+    assert (config.r, config.inference_mode) == (5, False)
+    assert config.base_model_name_or_path != "x/y"
+    assert any(".lora_" in name for name in learning(adapted))
     config = TransferConfig(model="a/b", dataset="c", adapter=LoraConfig(r=5, target_modules=["query"]))
     assert json.loads(json.dumps(config.to_dict()))["adapter"]["r"] == 5
 
@@ -299,6 +348,23 @@ BAD = {
     "oft of convolutions": (resnet, "oft", "does not begin as the model itself"),
     "vera": (resnet, "vera", "PEFT cannot put VERA"),
     "pissa": (resnet, "pissa", "PEFT cannot put LORA"),
+    "tokens without indices": (tiny_llama, "trainable-tokens", "`token_indices` must name the tokens"),
+    "dora and pissa": (bert, {"name": "dora", "init_lora_weights": "pissa"}, "Use one of them"),
+    "olora by its start": (
+        gpt2,
+        {"name": "lora", "init_lora_weights": "olora", "target_modules": ["c_attn"]},
+        "transposed",
+    ),
+    "prompts and the last token": (
+        lambda: transformers.GPT2ForSequenceClassification(gpt2().config),
+        "prompt",
+        "read the padding. Use `prefix`",
+    ),
+    "prompts that fail": (
+        lambda: transformers.T5ForSequenceClassification(tiny_t5().config),
+        "prompt",
+        "does not go with T5ForSequenceClassification",
+    ),
     "json": (bert, '{"name": "lora"', "is no JSON"),
     "file": (bert, "nowhere/adapter_config.json", "no file"),
     "value": (

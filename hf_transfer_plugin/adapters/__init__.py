@@ -1,8 +1,9 @@
 """PEFT's adapters by name: put into a model, beside the layer groups; loaded, merged, combined, or made of a model."""
 
-from hf_transfer_plugin.adapters.attaching import attach_adapter, describe_adapter
+from hf_transfer_plugin.adapters.attaching import attach_adapter
 from hf_transfer_plugin.adapters.combining import combine_adapters
 from hf_transfer_plugin.adapters.converting import save_as_lora, start_of
+from hf_transfer_plugin.adapters.describing import describe_adapter
 from hf_transfer_plugin.adapters.extraction import extract_lora
 from hf_transfer_plugin.adapters.loading import is_adapter, load_adapter, load_adapters
 from hf_transfer_plugin.adapters.merging import check_mergeable, merge_adapter

@@ -7,10 +7,9 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from safetensors.torch import save_file
 
-from hf_transfer_plugin.adapters.methods import kind_of
+from hf_transfer_plugin.adapters.methods import FROM_WEIGHTS, kind_of
 
 WEIGHTS = "adapter_model.safetensors"
-_FROM_WEIGHTS = ("pissa", "olora", "corda")
 Weights = dict[str, torch.Tensor]
 
 
@@ -24,12 +23,12 @@ def start_of(model: Any) -> Weights | None:
         `dict[str, torch.Tensor]` or `None`: A copy of LoRA's matrices, where they were taken out of the weights.
     """
     start = getattr(model.peft_config[model.active_adapter], "init_lora_weights", None)
-    if not isinstance(start, str) or not start.lower().startswith(_FROM_WEIGHTS):
+    if not isinstance(start, str) or not start.lower().startswith(FROM_WEIGHTS):
         return None
     return {name: value.clone() for name, value in _weights(model).items() if ".lora_" in name}
 
 
-def save_as_lora(model: PeftModel, folder: str | Path, start: Weights | None = None) -> bool:
+def save_as_lora(model: PeftModel, folder: str | Path, start: Weights | None = None) -> int:
     """
     Writes the adapter as plain LoRA, where it is PiSSA, OLoRA or AdaLoRA; others stay as PEFT saved them.
 
@@ -51,7 +50,7 @@ def save_as_lora(model: PeftModel, folder: str | Path, start: Weights | None = N
             What [`start_of`] gave when the adapter was made.
 
     Returns:
-        `bool`: Whether the adapter was written anew.
+        `int`: The largest rank of what was written; 0 where the adapter stayed as it was.
     """
     given = model.peft_config[model.active_adapter]
     values = {name: value for name, value in given.to_dict().items() if name in LoraConfig.__dataclass_fields__}
@@ -61,13 +60,13 @@ def save_as_lora(model: PeftModel, folder: str | Path, start: Weights | None = N
     elif start is not None:
         weights, values = _with_start(_weights(model), start, values)
     else:
-        return False
+        return 0
     partial = Path(folder) / f"{WEIGHTS}.partial"
     save_file({name: value.cpu().contiguous() for name, value in weights.items()}, partial, metadata={"format": "pt"})
     partial.replace(Path(folder) / WEIGHTS)
     values.pop("peft_type", None)
     LoraConfig(**values).save_pretrained(str(folder))
-    return True
+    return int(values["r"])
 
 
 def _weights(model: PeftModel) -> Weights:

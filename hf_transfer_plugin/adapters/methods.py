@@ -21,6 +21,8 @@ from peft import (
 )
 
 OWN_FIELDS = ("name", "layers", "also_train", "ratio")
+# LoRA that begins as a part of the base's weights, which it takes out of them.
+FROM_WEIGHTS = ("pissa", "olora", "corda")
 UNKNOWN_STEPS = 10**9  # until the run says how many there are
 
 

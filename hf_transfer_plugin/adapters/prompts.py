@@ -7,6 +7,7 @@ from peft import PeftConfig, TaskType
 from torch import nn
 
 from hf_transfer_plugin.adapters.methods import kind_of
+from hf_transfer_plugin.layers.probe import dummy_inputs, untouched
 
 _BEFORE_TEXT = (TaskType.SEQ_CLS, TaskType.CAUSAL_LM, TaskType.SEQ_2_SEQ_LM)
 _AS_KEYS = (*_BEFORE_TEXT, TaskType.TOKEN_CLS, TaskType.QUESTION_ANS)
@@ -36,10 +37,51 @@ def check_prompts(model: nn.Module, config: PeftConfig) -> None:
             f"{kind} would move every token of {name} to another place than its labels name. Use `prefix`, `lora` or "
             "`ia3`."
         )
+    # Such heads read the last token, and by embeddings alone cannot tell which are padding.
+    if not prefix and config.task_type == TaskType.SEQ_CLS and hasattr(model, "score"):
+        raise ValueError(f"{kind} would let the classifier of {name} read the padding. Use `prefix` or `lora`.")
+    table = _embedding_size(model)
+    if config.token_dim is None and table is not None and not prefix:
+        config.token_dim = table
     takes = inspect.signature(getattr(model, "base_model", model).forward).parameters
     wanted = "past_key_values" if prefix else "inputs_embeds"
     if wanted not in takes:
         raise ValueError(f"{kind} needs a model that takes `{wanted}`, which {name} does not. Use `lora` or `ia3`.")
+
+
+def _embedding_size(model: Any) -> int | None:
+    try:
+        return int(model.get_input_embeddings().weight.shape[1])
+    except (NotImplementedError, AttributeError):
+        return None
+
+
+def check_answers(model: Any) -> None:
+    """
+    Args:
+        model (`PeftModel`):
+            A model with prompts.
+
+    Raises:
+        ValueError: If it cannot answer dummy inputs.
+    """
+    base = model.get_base_model()
+    if any(parameter.is_meta for parameter in base.parameters()):
+        return
+    failed: Exception | None = None
+    for inputs in dummy_inputs(base):
+        try:
+            with untouched(model):
+                model(**inputs)
+            return
+        except Exception as error:  # noqa: BLE001  whatever PEFT or the model cannot do together
+            failed = error
+    if failed is not None:
+        kind, reason = (
+            kind_of(model.active_peft_config),
+            (str(failed).strip().splitlines() or [type(failed).__name__])[0],
+        )
+        raise ValueError(f"{kind} does not go with {type(base).__name__} ({reason}). Use `lora` or `ia3`.") from failed
 
 
 def virtual_tokens(model: Any) -> int:

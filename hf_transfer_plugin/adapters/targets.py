@@ -40,11 +40,16 @@ def block_modules(model: nn.Module, groups: LayerGroups, layers: int | None = No
             )
         blocks = blocks[-layers:]
     names = {name for group in blocks for name in group.parameters}
-    return {
-        path: module
-        for path, module in model.named_modules()
-        if any(f"{path}.{name}" in names for name, _ in module.named_parameters(recurse=False))
-    }
+    inside = {id(parameter) for name, parameter in model.named_parameters() if name in names}
+
+    def belongs(module: nn.Module) -> bool:
+        own = dict(module.named_parameters(recurse=False))
+        # A tied output layer has its bias at the end of the blocks, and its weight in the embeddings.
+        return any(
+            id(parameter) in inside for name, parameter in own.items() if name == "weight" or "weight" not in own
+        )
+
+    return {path: module for path, module in model.named_modules() if belongs(module)}
 
 
 def linear_targets(modules: dict[str, nn.Module]) -> list[str]:
@@ -93,9 +98,25 @@ def head_modules(model: nn.Module, groups: LayerGroups, new_weights: Iterable[st
     output = getattr(model, "get_output_embeddings", lambda: None)()
     writes = output is not None
     chosen = set(groups[-1].parameters) if groups.has_head and not writes else set()
-    found = _outermost(model, "", chosen)
-    owners = dict.fromkeys(name.rpartition(".")[0] for name in new_weights if name.rpartition(".")[0])
-    return found + [o for o in owners if not any(o == f or o.startswith(f"{f}.") for f in found)]
+    looked_up = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    parts = dict(model.named_modules())
+    owners = dict.fromkeys(name.rpartition(".")[0] for name in new_weights if "." in name)
+    # What holds the table of the embeddings, as a tied output layer does, is not new but for its bias, which is zero.
+    new = [o for o in owners if o in parts and not any(id(p) in looked_up for p in parts[o].parameters())]
+    return outermost([*_outermost(model, "", chosen), *new])
+
+
+def outermost(names: Iterable[str]) -> list[str]:
+    """
+    Args:
+        names (`Iterable[str]`):
+            Names of modules.
+
+    Returns:
+        `list[str]`: Those that lie in no other of them, each once.
+    """
+    listed = list(dict.fromkeys(names))
+    return [name for name in listed if not any(name.startswith(f"{other}.") for other in listed)]
 
 
 def _outermost(module: nn.Module, path: str, names: set[str]) -> list[str]:

@@ -10,6 +10,9 @@ import yaml
 
 from hf_transfer_plugin.config.faults import ConfigError
 
+# What a saved adapter says of where it was trained, and not of what it is.
+OF_A_RUN = ("inference_mode", "base_model_name_or_path", "revision", "peft_version", "auto_mapping")
+
 
 def parse_spec(value: str | Mapping[str, Any], names: tuple[str, ...], flag: str) -> dict[str, Any]:
     """
@@ -73,8 +76,8 @@ def parse_adapter(value: Any, names: tuple[str, ...]) -> dict[str, Any]:
         except json.JSONDecodeError as error:
             raise ConfigError([f"`adapter` must be a name or a JSON object, but is no JSON ({error})."]) from error
     if isinstance(given, Mapping) and "peft_type" in given and "name" not in given:
-        return {key: _as_json(part) for key, part in given.items() if part is not None}
-    return parse_spec(given, names, "adapter")
+        return {key: _as_json(part) for key, part in given.items() if part is not None and key not in OF_A_RUN}
+    return {key: _as_json(part) for key, part in parse_spec(given, names, "adapter").items()}
 
 
 def _as_json(value: Any) -> Any:
@@ -82,6 +85,8 @@ def _as_json(value: Any) -> Any:
         return value.value
     if isinstance(value, (set, frozenset)):
         return sorted(value)
+    if isinstance(value, (list, tuple)):
+        return [_as_json(part) for part in value]
     return {key: _as_json(part) for key, part in value.items()} if isinstance(value, Mapping) else value
 
 

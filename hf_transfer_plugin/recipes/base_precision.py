@@ -8,10 +8,10 @@ from torch import nn
 from transformers import BitsAndBytesConfig, TorchAoConfig
 
 from hf_transfer_plugin._optional import require
+from hf_transfer_plugin.adapters.methods import FROM_WEIGHTS
 
 HALVES = {"bfloat16": (torch.bfloat16, "bf16"), "float16": (torch.float16, "fp16")}
 QUANTISED = {"8bit": "bitsandbytes", "4bit": "bitsandbytes", "int8": "torchao"}
-DECOMPOSING = ("pissa", "olora")
 
 
 def check_base_precision(
@@ -88,7 +88,8 @@ def _check_quantised(precision: str, args: Any, *, adapted: bool) -> None:
 
 def _check_method(precision: str, args: Any, adapter: Mapping[str, Any]) -> None:
     name = adapter.get("name")
-    if name in DECOMPOSING or adapter.get("init_lora_weights") in DECOMPOSING:
+    start = str(adapter.get("init_lora_weights", "")).lower()
+    if name in FROM_WEIGHTS or start.startswith(FROM_WEIGHTS):
         raise ValueError(
             f"{name or 'The adapter'!r} starts from a decomposition of the base's weights and changes them, which "
             f"quantised weights ({precision!r}) do not allow. Use `--adapter lora`, or `--base_precision bfloat16`."

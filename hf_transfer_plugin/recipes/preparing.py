@@ -130,7 +130,10 @@ def prepare(
         if config.adapter_output != "adapter":
             check_mergeable(model)
         groups = discover_layer_groups(model)
-        check_frozen(config.base_precision, model, ever_learning_names(strategy, model, groups))
+        learning = ever_learning_names(strategy, model, groups)
+        check_frozen(config.base_precision, model, learning)
+        if config.adapter_spec is not None:
+            _check_adapter_learns(strategy, learning)
         length = readable_length(config, processor, base, kept=virtual_tokens(model))
         if config.max_length is not None:
             # Saved with the tokenizer, so that the model is measured and used as it was trained.
@@ -154,9 +157,20 @@ def prepare(
 
 def _adapted(config: TransferConfig, base: nn.Module, new_weights: frozenset[str]) -> nn.Module:
     revision = None if Path(config.model).expanduser().is_dir() else config.model_revision
-    return make_ready_for_adapters(
-        attach_adapter(base, config.adapter_spec, new_weights=new_weights, revision=revision)
-    )
+    model = attach_adapter(base, config.adapter_spec, new_weights=new_weights, revision=revision)
+    folder = Path(config.model).expanduser()
+    if folder.is_dir():
+        # Found from wherever the run is used; a push puts the Hub's id in its place.
+        model.active_peft_config.base_model_name_or_path = str(folder.resolve())
+    return make_ready_for_adapters(model)
+
+
+def _check_adapter_learns(strategy: Any, learning: Collection[str]) -> None:
+    if all(".modules_to_save." in name for name in learning):
+        raise ValueError(
+            f"The adapter must learn, but with the strategy `{strategy.name}` only what stands beside it does. Leave "
+            "out `adapter`, or use a strategy over it such as `full` or `gradual-unfreezing`."
+        )
 
 
 def set_up(task: Task, model: Any, processor: Any, data: TaskData, args: TrainingArguments) -> None:

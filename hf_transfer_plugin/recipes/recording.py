@@ -11,8 +11,9 @@ import torch
 
 from hf_transfer_plugin.adapters import describe_adapter, save_as_lora
 from hf_transfer_plugin.callbacks import FreezingCallback
+from hf_transfer_plugin.freezing import ever_learning_names
 from hf_transfer_plugin.hub import render_card, render_plots
-from hf_transfer_plugin.layers import beneath_adapters
+from hf_transfer_plugin.layers import beneath_adapters, parameters_by_name
 from hf_transfer_plugin.record import TransferRecord
 from hf_transfer_plugin.tasks import Outcome
 from hf_transfer_plugin.trainer.precision import unify_precision
@@ -132,7 +133,7 @@ def finish_record(record: TransferRecord, prepared: Any, trainer: Any, outcome: 
     trainer.save_model()
     if trainer.is_world_process_zero():
         if record.adapter is not None:
-            _complete_adapter(prepared, Path(trainer.args.output_dir))
+            record.adapter |= _complete_adapter(prepared, Path(trainer.args.output_dir))
         # A pickle that may hold a token in clear; the record has what matters of it.
         (Path(trainer.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
         write_run(record, Path(trainer.args.output_dir))
@@ -143,19 +144,22 @@ def _adapter(prepared: Any) -> dict[str, Any] | None:
     if spec is None:
         return None
     precision = prepared.config.base_precision
+    learning = ever_learning_names(prepared.strategy, prepared.model, prepared.groups)
+    sizes = parameters_by_name(prepared.model)
     return {
         **describe_adapter(prepared.model, spec),
-        "trainable_parameters": sum(prepared.groups.open_sizes.values()),
+        "trainable_parameters": sum(sizes[name].numel() for name in learning),
         **({"base_precision": precision} if precision else {}),
     }
 
 
-def _complete_adapter(prepared: Any, folder: Path) -> None:
-    """What PEFT does not write: plain LoRA where the adapter began within the weights, and how the model writes."""
-    save_as_lora(prepared.model, folder, prepared.start)
+def _complete_adapter(prepared: Any, folder: Path) -> dict[str, Any]:
+    """Writes what PEFT does not: plain LoRA in the place of what only its method loads, and how the model writes."""
+    rank = save_as_lora(prepared.model, folder, prepared.start)
     generation = getattr(beneath_adapters(prepared.model)[0], "generation_config", None)
     if prepared.task.generate is not None and generation is not None:
         generation.save_pretrained(folder)
+    return {"saved_as": "LORA", "saved_rank": rank} if rank else {}
 
 
 def write_run(record: TransferRecord, folder: Path) -> None:
