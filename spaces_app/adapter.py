@@ -1,16 +1,19 @@
 """Models that are an adapter on a base: loaded with all that answers, and switched off to compare."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError
 from huggingface_hub.utils import validate_repo_id
-from peft import PeftConfig, PeftModel, load_peft_weights
+from peft import PeftConfig, PeftModel
+from safetensors import SafetensorError, safe_open
 from transformers import GenerationConfig
 
+WEIGHTS = "adapter_model.safetensors"
 PREFIXES = ("base_model.model.", "base_model.")  # of names in the file; the second one of prompt methods
 # PEFT takes these starts out of the base's own weights when it loads the adapter.
 CHANGING = ("pissa", "olora", "corda", "lora_ga", "loftq")
@@ -66,26 +69,55 @@ def revision_of(model: str, base: str) -> str:
     return (config.revision if base == config.base_model_name_or_path else None) or "main"
 
 
-def precision_here(trained_in: str | None) -> dict[str, Any]:
+def weights_of(model: str) -> dict[str, str]:
+    """
+    Args:
+        model (`str`):
+            Hub id or folder of the adapter.
+
+    Returns:
+        `dict[str, str]`: Name -> data type of each of its weights, from the header of the file alone.
+
+    Raises:
+        ValueError: If there is no such file, or it is damaged.
+    """
+    missing = f"it has no {WEIGHTS}. Save the adapter again with `save_pretrained`; pickles (.bin) are not read."
+    file = Path(model) / WEIGHTS
+    if file.parent.is_dir() and not file.is_file():
+        raise ValueError(missing)
+    try:
+        with safe_open(file if file.is_file() else hf_hub_download(model, WEIGHTS), "pt") as opened:
+            return {name: opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"its {WEIGHTS} is damaged: {error}. Copy or save it again.") from error
+    except RemoteEntryNotFoundError as error:
+        raise ValueError(missing) from error
+
+
+def precision_here(trained_in: str | None, weights: dict[str, str]) -> dict[str, Any]:
     """
     Args:
         trained_in (`str`, *optional*):
             Precision of the frozen base in training, where that was not the checkpoint's own.
+        weights (`dict[str, str]`):
+            Name -> data type of the adapter's weights.
 
     Returns:
         `dict[str, Any]`: How to load it: in 32 bits, which hold every number of the shorter kinds, meet a head of 32
-        bits without autocast, and are the faster ones on a CPU.
+        bits without rounding it, and are the faster ones on a CPU.
     """
     return {"dtype": torch.float32} if trained_in else {}
 
 
-def put_on(base: Any, model: str, info: dict[str, Any], processor: Any) -> Any:
+def put_on(base: Any, model: str, weights: Iterable[str], info: dict[str, Any], processor: Any) -> Any:
     """
     Args:
         base (`PreTrainedModel`):
             The base.
         model (`str`):
             Hub id or folder of the adapter.
+        weights (`Iterable[str]`):
+            Names of the adapter's weights.
         info (`dict[str, Any]`):
             What loading the base told.
         processor (`PreTrainedTokenizerBase`):
@@ -97,7 +129,7 @@ def put_on(base: Any, model: str, info: dict[str, Any], processor: Any) -> Any:
     Raises:
         ValueError: If weights that answer are neither in the base nor in the adapter.
     """
-    saved = {name.removeprefix(start) for name in load_peft_weights(model, device="cpu") for start in PREFIXES}
+    saved = {name.removeprefix(start) for name in weights for start in PREFIXES}
     new = [name if isinstance(name, str) else name[0] for name in (*info["missing_keys"], *info["mismatched_keys"])]
     lost = sorted({name.rpartition(".")[0] for name in new if name not in saved})
     if lost:

@@ -229,7 +229,8 @@ def _load_adapter(settings: Settings, model: str, name: str, base: str | None) -
         config.label2id = {name: number for number, name in enumerate(settings.class_names)}
     elif settings.problem_type:
         config.num_labels = 1
-    precision = adapter.precision_here(settings.adapter.get("base_precision"))
+    weights = adapter.weights_of(model)
+    precision = adapter.precision_here(settings.adapter.get("base_precision"), weights)
     frozen, info = auto.from_pretrained(
         base_id,
         revision=revision,
@@ -242,7 +243,7 @@ def _load_adapter(settings: Settings, model: str, name: str, base: str | None) -
         processor = transformers.AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError):
         processor = transformers.AutoTokenizer.from_pretrained(base_id, revision=revision)
-    trained = _ready(adapter.put_on(frozen, model, info, processor))
+    trained = _ready(adapter.put_on(frozen, model, weights, info, processor))
     limit = _limit(processor, trained)
     limit = limit - adapter.learned_tokens(trained) if limit else limit
     loaded = Loaded(trained, processor, settings.class_names, limit, None, no_base=adapter.NO_HEAD)

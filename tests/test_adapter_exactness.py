@@ -270,6 +270,17 @@ def test_a_checkpoint_without_one_of_the_adapters_files_is_set_aside(make_traine
     assert_same(outcome(resumed, 1), outcome(whole, 1))
 
 
+def test_an_adapter_in_a_pickle_is_not_resumed_from(make_trainer, tmp_path):
+    """Trainer would load it: PEFT reads a pickle where there is nothing else."""
+    run, make = setting(make_trainer, tmp_path / "run"), Adapted("lora")
+    run.trainer(make()).train()
+    checkpoint = run.folder / "checkpoint-2"
+    torch.save(load_file(checkpoint / "adapter_model.safetensors"), checkpoint / "adapter_model.bin")
+    (checkpoint / "adapter_model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"whole checkpoint only, but '.*checkpoint-2' lacks adapter_model\.safet"):
+        run.trainer(make()).train(resume_from_checkpoint=str(checkpoint))
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_a_checkpoint_moved_elsewhere_is_resumed_from(make_trainer, tmp_path, name):
     cell = (name, "full", "adamw_torch_fused", "1", "fp32", "off")

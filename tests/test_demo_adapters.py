@@ -5,9 +5,11 @@ import re
 import shutil
 from types import SimpleNamespace
 
+import httpx
 import huggingface_hub
 import pytest
 import torch
+from huggingface_hub.errors import RemoteEntryNotFoundError
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -142,6 +144,31 @@ def test_an_adapter_without_its_head_is_not_shown(space, tmp_path, tokenizer, mo
         file = tmp_path / "adapter" / "adapter_model.safetensors"
         save_file({name: value for name, value in load_file(file).items() if "classifier" not in name}, file)
     with pytest.raises(space.loading.DemoError, match="the adapter holds no weights of classifier, and its base has"):
+        answer_of(space, tmp_path, folder, record(class_names=NAMES))
+
+
+@pytest.mark.parametrize("kind", ["pickle", "hub", "damaged"])
+def test_weights_are_read_from_safetensors_alone(space, tmp_path, tokenizer, model_folder, monkeypatch, kind):  # noqa: F811
+    folder, model = classes(tmp_path / "adapter", model_folder, tokenizer)
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    reason = "it has no adapter_model.safetensors. Save the adapter again .* pickles \\(.bin\\) are not read"
+    if kind == "damaged":
+        file.write_bytes(file.read_bytes()[:100])
+        reason = "its adapter_model.safetensors is damaged: .* Copy or save it again"
+    else:
+        torch.save(load_file(file), file.with_suffix(".bin"))
+        file.unlink()
+    if kind == "hub":
+
+        def missing(model, name):
+            raise RemoteEntryNotFoundError(f"404 {model} {name}", response=httpx.Response(404, request=asked))
+
+        asked = httpx.Request("GET", "https://hub")
+        monkeypatch.setattr(space.adapter, "hf_hub_download", missing)
+        with pytest.raises(ValueError, match=reason):
+            space.adapter.weights_of("me/adapter")
+        return
+    with pytest.raises(space.loading.DemoError, match=reason):
         answer_of(space, tmp_path, folder, record(class_names=NAMES))
 
 

@@ -12,9 +12,9 @@ import torch
 logger = logging.getLogger(__name__)
 STATE_KEY = "hf_transfer_plugin"
 FILES_KEY = "files"  # what stands beside the weights of each checkpoint
-_WEIGHTS = ("model.safetensors", "pytorch_model.bin", "adapter_model.safetensors", "adapter_model.bin")
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin", "adapter_model.safetensors")
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_SHARDED = ("pytorch_model_fsdp*", "*/adapter_model.*", "global_step*")
+_SHARDED = ("pytorch_model_fsdp*", "*/adapter_model.safetensors", "global_step*")
 _PROGRESS = ("optimizer*", "scheduler.pt", "rng_state*.pth", "global_step*")
 
 
