@@ -106,7 +106,7 @@ def precision_here(trained_in: str | None, weights: dict[str, str]) -> dict[str,
         `dict[str, Any]`: How to load it: in 32 bits, which hold every number of the shorter kinds, meet a head of 32
         bits without rounding it, and are the faster ones on a CPU.
     """
-    return {"dtype": torch.float32} if trained_in else {}
+    return {"dtype": torch.float32} if trained_in or "F32" in weights.values() else {}
 
 
 def put_on(base: Any, model: str, weights: Iterable[str], info: dict[str, Any], processor: Any) -> Any:

@@ -128,12 +128,13 @@ def test_the_card_tells_the_adapter():
         "| trainable parameters | 12,345 of 1,000,000 (1.23%) |",
         "- The weights here are the adapter alone",
         "they answer with LABEL\\_0, or fail.",
+        "- Load the base in float32, as above: one in 16 bits would round what the adapter learned",
     ):
         assert told in text, told
     assert "adapter\\_model" not in text  # no file is beside it
     assert code_of(text).splitlines()[3] == (
         'model = AutoPeftModelForSequenceClassification.from_pretrained("tester/reviews-lora", num_labels=3, '
-        'id2label={0: "bad", 1: "so so", 2: "good"}, ignore_mismatched_sizes=True)'
+        'id2label={0: "bad", 1: "so so", 2: "good"}, ignore_mismatched_sizes=True, dtype="float32")'
     )
     assert render_card(record(), model=REPO) == text
 

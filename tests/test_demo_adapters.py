@@ -51,10 +51,10 @@ def adapt(folder, base, auto, tokenizer, config, std=0.5, **labels):
     return str(folder), model.eval()
 
 
-def classes(folder, base, tokenizer, **changes):
+def classes(folder, base, tokenizer, dtype="auto", **changes):
     given = {"task_type": "SEQ_CLS", "r": 2, "target_modules": ["query"], "modules_to_save": ["classifier", "pooler"]}
     config = LoraConfig(**{**given, **changes})
-    return adapt(folder, base, AutoModelForSequenceClassification, tokenizer, config, **LABELS)
+    return adapt(folder, base, AutoModelForSequenceClassification, tokenizer, config, **LABELS, dtype=dtype)
 
 
 def logits(model, tokenizer, text=TEXT):
@@ -195,8 +195,22 @@ def test_a_base_of_few_bits_is_loaded_in_32(space, tmp_path, tokenizer, precisio
     loaded, _ = answer_of(space, tmp_path, folder, made)
     assert {parameter.dtype for parameter in loaded.model.parameters()} == {torch.float32}
     assert f"In training the base was held in {precision}; here it is in float32." in about(space, tmp_path, loaded)
-    plain, _ = answer_of(space, tmp_path / "plain", folder, record(class_names=NAMES))
-    assert torch.bfloat16 in {parameter.dtype for parameter in plain.model.parameters()}  # as it was saved
+
+
+def test_a_head_of_32_bits_is_not_rounded_to_the_16_of_its_base(space, tmp_path, tokenizer):  # noqa: F811
+    torch.manual_seed(0)
+    BertModel(BertConfig(**TINY)).to(torch.bfloat16).save_pretrained(tmp_path / "base")
+    folder, model = classes(tmp_path / "adapter", str(tmp_path / "base"), tokenizer, dtype=torch.float32)
+    made = record(class_names=NAMES)
+    loaded, _ = answer_of(space, tmp_path, folder, made)
+    assert torch.equal(logits(loaded.model, tokenizer), logits(model, tokenizer))
+    found = {}
+    exec(getting_started(made, folder, adapter=True).partition("tokenizer =")[0], found)  # noqa: S102
+    assert torch.equal(logits(found["model"].eval(), tokenizer), logits(model, tokenizer))
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    save_file({name: value.to(torch.bfloat16) for name, value in load_file(file).items()}, file)
+    short, _ = answer_of(space, tmp_path / "short", folder, made)  # then nothing is lost in the base's own precision
+    assert torch.bfloat16 in {parameter.dtype for parameter in short.model.parameters()}
 
 
 @pytest.mark.parametrize(

@@ -163,8 +163,13 @@ def adapter_notes(record: TransferRecord, *, merged: bool = False) -> list[str]:
     precision = str((record.adapter or {}).get("base_precision") or "")
     if precision:
         found.append(
-            f"It was trained over the base in {precision}. Loaded in float32 (dtype=torch.float32), as the demo does, "
-            "the base is closer to what its checkpoint holds, so answers may differ a little from those measured."
+            f"It was trained over the base in {precision}. Loaded in float32, as above and by the demo, the base is "
+            "closer to what its checkpoint holds, so answers may differ a little from those measured."
+        )
+    else:
+        found.append(
+            "Load the base in float32, as above: one in 16 bits would round what the adapter learned in 32, so "
+            "answers would differ a little from those measured."
         )
     return found
 

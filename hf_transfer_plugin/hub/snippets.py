@@ -20,11 +20,13 @@ CAUSAL = ("ForCausalLM", "LMHeadModel")
 TEXT = "Write your text here."
 ASKED, BEGINNING = 1500, 160  # characters of a text that a card shows, and of a beginning to go on with
 WRITTEN = 128
+# A base in 16 bits would round what an adapter learned in 32, first of all the head.
+PRECISION = 'dtype="float32"'
 
 # PEFT has no auto class of every kind; pipelines do not know its wrapper of the others.
 WRAPPING = """\
 config = PeftConfig.from_pretrained({name})
-base = {kind}.from_pretrained(config.base_model_name_or_path, revision=config.revision)
+base = {kind}.from_pretrained(config.base_model_name_or_path, revision=config.revision, {precision})
 model = PeftModel.from_pretrained(base, {name}).get_base_model()  # with the adapter in it"""
 PIPELINE = "from transformers import pipeline\n\n{call} = pipeline({task}, model={name}{extra})\n"
 
@@ -234,9 +236,10 @@ def _model_lines(record: TransferRecord, source: Source, kind: str) -> tuple[lis
     if not source.adapter:
         return [f"model = {kind}.from_pretrained({name})"], "", [kind]
     if kind not in ADAPTER_CLASSES:
-        return [WRAPPING.format(kind=kind, name=name)], "PeftConfig, PeftModel", [kind]
+        return [WRAPPING.format(kind=kind, name=name, precision=PRECISION)], "PeftConfig, PeftModel", [kind]
     peft = ADAPTER_CLASSES[kind]
-    lines = [f"model = {peft}.from_pretrained({name}{_labels(record) if kind in CLASSIFYING else ''})"]
+    labels = _labels(record) if kind in CLASSIFYING else ""
+    lines = [f"model = {peft}.from_pretrained({name}{labels}, {PRECISION})"]
     if not (source.generation and kind in WRITING_KINDS):
         return lines, peft, []
     lines.append(f"model.get_base_model().generation_config = GenerationConfig.from_pretrained({name})")
