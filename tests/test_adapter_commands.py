@@ -21,7 +21,7 @@ from transformers import (
 from hf_transfer_plugin.adapters.loading import is_adapter
 from hf_transfer_plugin.cli import main as cli
 from hf_transfer_plugin.config import TransferConfig
-from hf_transfer_plugin.recipes import evaluate_run, finetune
+from hf_transfer_plugin.recipes import evaluate_run, finetune, pretrained
 from hf_transfer_plugin.recipes.adapter_runs import merge_run
 from hf_transfer_plugin.recipes.derived_runs import combine_runs, extract_run
 from hf_transfer_plugin.recipes.trained import base_of_run, load_bare_model, load_run_model
@@ -269,6 +269,45 @@ def test_the_base_is_found_or_asked_for(runs, tmp_path, model_folder):
     assert base_of_run(moved, replace(record, base_model_id="jane/base")) == "jane/base"
     found = load_run_model(moved, record, base=model_folder)
     assert torch.equal(answers(found, runs / "one"), answers(loaded(runs / "one"), runs / "one"))
+
+
+class _Loaded(Exception):
+    """Stops a loading that has told what it loads."""
+
+
+@pytest.mark.parametrize(
+    ("source", "config", "base", "revision"),
+    [
+        ("one", {"base_model_name_or_path": "jane/base", "revision": "v2"}, None, "v2"),
+        ("one", {"base_model_name_or_path": "jane/base", "revision": None}, None, None),
+        ("one", {"base_model_name_or_path": "jane/base", "revision": "v2"}, "jane/base", "v2"),
+        ("one", {"base_model_name_or_path": "jane/base", "revision": "v2"}, "jane/other", None),
+        ("one", {"revision": "v2"}, None, None),
+        ("full", {"model": "jane/base", "model_revision": "v2"}, None, "v2"),
+        ("full", {"model_revision": "v2"}, None, None),
+    ],
+)
+def test_the_base_is_of_the_revision_that_the_run_started_from(
+    runs, tmp_path, monkeypatch, source, config, base, revision
+):
+    shutil.copytree(runs / source, tmp_path / "run")
+    file = tmp_path / "run" / ("adapter_config.json" if source == "one" else "transfer_config.json")
+    file.write_text(json.dumps({**json.loads(file.read_text()), **config}))
+    asked, load = [], pretrained._load
+
+    def spy(auto_class, chosen, **settings):
+        if chosen.model == str(tmp_path / "run"):
+            return load(auto_class, chosen, **settings)
+        asked.append((chosen.model, chosen.model_revision))
+        raise _Loaded
+
+    monkeypatch.setattr(pretrained, "_load", spy)
+    make = merge_run if source == "one" else extract_run
+    with pytest.raises(_Loaded):
+        make(tmp_path / "run", tmp_path / "new", base=base)
+    assert [found for _, found in asked] == [revision]
+    named = config.get("base_model_name_or_path", config.get("model"))
+    assert named is None or asked[0][0] == (base or named)
 
 
 @pytest.mark.parametrize("name", ["merge", "combine", "extract"])

@@ -46,6 +46,26 @@ def base_of(folder: str | Path) -> str:
     Raises:
         ValueError: If there is no adapter in it.
     """
+    return str(_read_config(folder).get("base_model_name_or_path") or "")
+
+
+def revision_of(folder: str | Path) -> str | None:
+    """
+    Args:
+        folder (`str` or `Path`):
+            The folder of an adapter.
+
+    Returns:
+        `str` or `None`: Branch, tag or commit of the base on the Hub that it was trained on, where its config names
+        one.
+
+    Raises:
+        ValueError: If there is no adapter in it.
+    """
+    return _read_config(folder).get("revision") or None
+
+
+def _read_config(folder: str | Path) -> dict[str, Any]:
     file = Path(folder) / CONFIG
     if not file.is_file():
         raise ValueError(
@@ -53,7 +73,7 @@ def base_of(folder: str | Path) -> str:
             "`save_pretrained` of an adapter or `hf-transfer-plugin train --adapter` wrote."
         )
     try:
-        return str(json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path") or "")
+        return dict(json.loads(file.read_text(encoding="utf-8")).items())
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{str(file)!r} must be the config of an adapter, but is no JSON object: {error}.") from error
 

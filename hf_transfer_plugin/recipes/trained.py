@@ -8,7 +8,7 @@ from typing import Any
 from datasets import DatasetDict
 from torch import nn
 
-from hf_transfer_plugin.adapters.loading import base_of, is_adapter, load_adapter
+from hf_transfer_plugin.adapters.loading import base_of, is_adapter, load_adapter, revision_of
 from hf_transfer_plugin.config import TransferConfig
 from hf_transfer_plugin.recipes.base_precision import QUANTISED
 from hf_transfer_plugin.recipes.checks import CONFIG_NAME
@@ -70,7 +70,8 @@ def load_bare_model(
 
     Args:
         name (`str`):
-            Hub id or folder of the model.
+            Hub id or folder of the model. Of the base that the run started from, the revision is the one that it
+            started from.
         folder (`Path`):
             The run folder, with the tokenizer.
         record (`TransferRecord`):
@@ -86,7 +87,13 @@ def load_bare_model(
     Raises:
         ValueError: If it cannot be loaded.
     """
-    chosen = {"model": name, "dataset": "-", "task": record.task, "base_precision": precision or None}
+    chosen = {
+        "model": name,
+        "model_revision": revision_of_run(folder, name),
+        "dataset": "-",
+        "task": record.task,
+        "base_precision": precision or None,
+    }
     known = {f.name for f in fields(TransferConfig)}
     config = TransferConfig.from_dict({key: value for key, value in chosen.items() if key in known})
     if processor is None:
@@ -111,7 +118,7 @@ def base_of_run(folder: str | Path, record: TransferRecord) -> str:
         ValueError: If neither is known here.
     """
     folder = Path(folder)
-    named = base_of(folder) if is_adapter(folder) else _configured(folder / CONFIG_NAME)
+    named, _ = _named(folder)
     if named and Path(named).expanduser().is_dir():
         return named
     if record.base_model_id:
@@ -124,5 +131,26 @@ def base_of_run(folder: str | Path, record: TransferRecord) -> str:
     return named
 
 
-def _configured(file: Path) -> str:
-    return str(json.loads(file.read_text(encoding="utf-8")).get("model") or "") if file.is_file() else ""
+def revision_of_run(folder: str | Path, base: str) -> str | None:
+    """
+    Args:
+        folder (`str` or `Path`):
+            The run folder.
+        base (`str`):
+            Hub id or folder of a model.
+
+    Returns:
+        `str` or `None`: The revision of the model on the Hub that training loaded; `None` where it named none or
+        another model, and for folders, which have none.
+    """
+    named, revision = _named(Path(folder))
+    return revision if base == named and not Path(base).expanduser().is_dir() else None
+
+
+def _named(folder: Path) -> tuple[str, str | None]:
+    """Base and revision as training named them."""
+    if is_adapter(folder):
+        return base_of(folder), revision_of(folder)
+    file = folder / CONFIG_NAME
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return str(config.get("model") or ""), config.get("model_revision")
