@@ -119,6 +119,22 @@ def test_a_base_that_was_rounded_to_sixteen_bits_is_merged_as_it_was_saved(runs,
     assert (answers(plain, tmp_path / "run") - expected).abs().max() <= 1e-4
 
 
+def test_a_base_that_was_saved_in_sixteen_bits_does_not_round_the_head(runs, tmp_path, model_folder):
+    base = tmp_path / "base"
+    shutil.copytree(model_folder, base)
+    BertModel.from_pretrained(model_folder).to(torch.bfloat16).save_pretrained(base)
+    record = TransferRecord.load(runs / "one")
+    model = load_run_model(runs / "one", record, base=str(base))
+    head = load_adapter_weights(runs / "one")["base_model.model.classifier.weight"]
+    assert not torch.equal(head, head.bfloat16().float())
+    assert torch.equal(model.base_model.model.classifier.modules_to_save["default"].weight, head)
+    table = model.get_base_model().bert.embeddings.word_embeddings.weight
+    assert table.dtype == torch.float32
+    assert torch.equal(table, BertModel.from_pretrained(base).embeddings.word_embeddings.weight.float())
+    merge_run(runs / "one", tmp_path / "merged", base=str(base))
+    assert torch.equal(load_file(tmp_path / "merged" / "model.safetensors")["classifier.weight"], head)
+
+
 def test_two_runs_are_combined_and_all_are_measured(runs, tmp_path, capsys):
     output, rows = tmp_path / "both", str(runs / "rows.csv")
     words = ["combine", str(runs / "one"), str(runs / "two"), "--weights", "0.7", "0.3", "--output_dir", str(output)]

@@ -186,6 +186,33 @@ def test_more_or_fewer_layers_are_told_by_what_is_missing(tmp_path):
         load_adapter(based(num_hidden_layers=4), tmp_path)
 
 
+def test_what_learned_in_full_is_not_rounded_with_a_base_in_sixteen_bits(tmp_path):
+    def halved():
+        return based().to(torch.bfloat16)
+
+    model = saved(tmp_path / "one", LoraConfig(r=4, **LINEAR), halved().float())
+    head = model.base_model.model.classifier.modules_to_save.default.weight
+    assert not torch.equal(head, head.bfloat16().float())
+    rounded = load_adapter(halved(), tmp_path / "one")
+    assert rounded.base_model.model.classifier.modules_to_save.default.weight.dtype == torch.bfloat16
+    assert torch.equal(logits(load_adapter(halved(), tmp_path / "one", exact=True)), logits(model))
+    saved(tmp_path / "two", LoraConfig(r=4, **LINEAR), halved().float(), seed=2)
+    both = {"one": tmp_path / "one", "two": tmp_path / "two"}
+    combined = combine_adapters(halved(), both, [0.25, 0.75])
+    means = [load_file(folder / "adapter_model.safetensors") for folder in both.values()]
+    name = "base_model.model.classifier.weight"
+    wanted = 0.25 * means[0][name] + 0.75 * means[1][name]
+    assert torch.allclose(combined.base_model.model.classifier.modules_to_save.default.weight, wanted, atol=1e-7)
+
+
+def test_a_base_in_sixteen_bits_stays_so_where_nothing_is_rounded(tmp_path):
+    saved(tmp_path, LoraConfig(r=4, target_modules=["c_attn"]), gpt2(), task_type="CAUSAL_LM")
+    assert {value.dtype for value in load_file(tmp_path / "adapter_model.safetensors").values()} == {torch.float32}
+    loaded = load_adapter(gpt2().to(torch.bfloat16), tmp_path, exact=True)
+    assert loaded.get_base_model().transformer.wte.weight.dtype == torch.bfloat16
+    assert loaded.get_base_model().transformer.h[0].attn.c_attn.lora_A["default"].weight.dtype == torch.float32
+
+
 def test_a_file_that_lost_its_head_is_refused(tmp_path):
     saved(tmp_path, METHODS["lora"])
     file = tmp_path / "adapter_model.safetensors"

@@ -42,7 +42,7 @@ def combine_adapters(
 
     Args:
         base (`nn.Module`):
-            The model without adapter.
+            The model without adapter; one in 16 bits is turned to 32 where that keeps heads from being rounded.
         folders (`Mapping[str, str | Path]`):
             Name of the adapter, for messages -> its folder.
         weights (`Sequence[float]`):
@@ -71,7 +71,7 @@ def combine_adapters(
         base_of(folder)
         _check_config(PeftConfig.from_pretrained(str(folder)), shown)
     sources = {f"source-{number}": folder for number, folder in enumerate(folders.values())}
-    model = load_adapters(base, sources)
+    model = load_adapters(base, sources, exact=True)
     named = dict(zip(sources, folders, strict=True))
     heads = _take_heads(model, named)
     ranks = _ranks(model, list(sources))

@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ SIZES_OF_BASE = ("token_dim", "num_layers", "num_attention_heads", "num_transfor
 # AdaLoRA cuts these, along this axis, to the rank that each module was left with.
 CUT = {"lora_A": 0, "lora_B": 1, "lora_E": 0}
 PREFIX = "base_model.model."
+HALVES = (torch.bfloat16, torch.float16)
 
 
 def is_adapter(folder: str | Path) -> bool:
@@ -78,7 +80,7 @@ def _read_config(folder: str | Path) -> dict[str, Any]:
         raise ValueError(f"{str(file)!r} must be the config of an adapter, but is no JSON object: {error}.") from error
 
 
-def load_adapter(base: nn.Module, folder: str | Path, *, trainable: bool = False) -> PeftModel:
+def load_adapter(base: nn.Module, folder: str | Path, *, trainable: bool = False, exact: bool = False) -> PeftModel:
     """
     Loads a saved adapter onto its base.
 
@@ -92,6 +94,8 @@ def load_adapter(base: nn.Module, folder: str | Path, *, trainable: bool = False
             The folder of the adapter. A `generation_config.json` in it becomes that of the model.
         trainable (`bool`, *optional*, defaults to `False`):
             Whether the adapter shall go on learning.
+        exact (`bool`, *optional*, defaults to `False`):
+            As in [`load_adapters`].
 
     Returns:
         `PeftModel`: The base with the adapter on.
@@ -104,10 +108,12 @@ def load_adapter(base: nn.Module, folder: str | Path, *, trainable: bool = False
     >>> model = load_adapter(AutoModelForCausalLM.from_pretrained(base_of("my-run")), "my-run")
     ```
     """
-    return load_adapters(base, {"default": folder}, trainable=trainable)
+    return load_adapters(base, {"default": folder}, trainable=trainable, exact=exact)
 
 
-def load_adapters(base: nn.Module, folders: Mapping[str, str | Path], *, trainable: bool = False) -> PeftModel:
+def load_adapters(
+    base: nn.Module, folders: Mapping[str, str | Path], *, trainable: bool = False, exact: bool = False
+) -> PeftModel:
     """
     Loads several saved adapters onto one base; the first is on, `model.set_adapter(name)` switches.
 
@@ -118,6 +124,10 @@ def load_adapters(base: nn.Module, folders: Mapping[str, str | Path], *, trainab
             Name of the adapter -> its folder.
         trainable (`bool`, *optional*, defaults to `False`):
             Whether the adapters shall go on learning.
+        exact (`bool`, *optional*, defaults to `False`):
+            Turn a base in 16 bits to 32 where an adapter holds 32-bit weights that would be rounded, as of a head: what
+            learned in full gets the precision of the base from PEFT. The base's own values stay the same. A quantised
+            base cannot be turned.
 
     Returns:
         `PeftModel`: The base with the adapters.
@@ -131,19 +141,34 @@ def load_adapters(base: nn.Module, folders: Mapping[str, str | Path], *, trainab
         raise ValueError(
             f"`base` must be a model without adapter, but this {type(base).__name__} has one. Load the base again."
         )
-    configs = {name: _fitting_config(base, Path(folder)) for name, folder in folders.items()}
+    found = {name: _fitting_config(base, Path(folder)) for name, folder in folders.items()}
+    configs = {name: config for name, (config, _) in found.items()}
     if trainable and any(config.is_prompt_learning for config in configs.values()):
         raise ValueError(
             "`trainable` must be False for prompt methods, whose encoder is not saved, so that nothing could go on "
             "learning. Train them anew."
         )
+    _check_sharing(configs)
+    first, *others = folders
+    if exact and any(rounded for _, rounded in found.values()):
+        base.float()
+    _take_generation(base, Path(folders[first]))
+    with without_idle_notes():
+        model = PeftModel.from_pretrained(base, str(folders[first]), adapter_name=first, is_trainable=trainable)
+    for name in others:
+        model.load_adapter(str(folders[name]), adapter_name=name, is_trainable=trainable)
+    return model
+
+
+def _check_sharing(configs: Mapping[str, PeftConfig]) -> None:
+    """Raises `ValueError` if the adapters cannot be on one base."""
     biased = [name for name, config in configs.items() if getattr(config, "bias", "none") not in ("none", False)]
-    if biased and len(folders) > 1:
+    if biased and len(configs) > 1:
         raise ValueError(
             f"{biased[0]!r} trained the base's own biases (`bias={configs[biased[0]].bias!r}`), of which a base has "
             "one set, so it cannot share it. Load it onto a base of its own."
         )
-    first, *others = folders
+    first, *others = configs
     for name in others:
         one, other = _kind(configs[first]), _kind(configs[name])
         if one != other:
@@ -151,12 +176,6 @@ def load_adapters(base: nn.Module, folders: Mapping[str, str | Path], *, trainab
                 f"The adapters {first!r} and {name!r} cannot share a base: one is {one}, the other {other}. Load each "
                 "onto a base of its own."
             )
-    _take_generation(base, Path(folders[first]))
-    with without_idle_notes():
-        model = PeftModel.from_pretrained(base, str(folders[first]), adapter_name=first, is_trainable=trainable)
-    for name in others:
-        model.load_adapter(str(folders[name]), adapter_name=name, is_trainable=trainable)
-    return model
 
 
 def _kind(config: PeftConfig) -> str:
@@ -170,15 +189,15 @@ def _take_generation(base: nn.Module, folder: Path) -> None:
         base.generation_config = GenerationConfig.from_pretrained(folder)
 
 
-def _fitting_config(base: nn.Module, folder: Path) -> PeftConfig:
-    """The adapter's config, where its parameters are those that it would get on this base."""
+def _fitting_config(base: nn.Module, folder: Path) -> tuple[PeftConfig, bool]:
+    """The adapter's config, where its parameters are those that it would get on this base, and if any is rounded."""
     trained_on = base_of(folder)
     start = f"The adapter in {str(folder)!r} was trained on {trained_on!r} and does not fit this {type(base).__name__}"
     end = f"Load {trained_on!r}, or train an adapter for this base."
-    saved = _saved_shapes(folder)
+    saved = _saved_weights(folder)
     config = PeftConfig.from_pretrained(str(folder))
     try:
-        wanted, known = _shapes_on(base, config)
+        wanted, known = _weights_on(base, config)
     except (ValueError, TypeError, AttributeError, KeyError, RuntimeError) as error:
         targets = getattr(config, "target_modules", None)
         if "not found in the base model" in str(error) or "No modules were targeted" in str(error):
@@ -186,15 +205,25 @@ def _fitting_config(base: nn.Module, folder: Path) -> PeftConfig:
             raise ValueError(f"{start}: its targets ({listed}) match no module of it. {end}") from error
         raise ValueError(f"{start}: {str(error).strip().splitlines()[0]} {end}") from error
     cut = config.peft_type == "ADALORA"
-    odd = _differences(saved, wanted, known, cut=cut)
+    odd = _differences(_shapes(saved), _shapes(wanted), _shapes(known), cut=cut)
     if odd:
         count = f"{len(odd)} of its {len(saved)} parameters differ" if len(odd) > 1 else "one parameter differs"
         raise ValueError(f"{start}: {count}, {'first ' if len(odd) > 1 else ''}{odd[0]}. {end}")
-    return config
+    there = {**known, **wanted}
+    rounded = any(one.dtype == "F32" and there[name].dtype in HALVES for name, one in saved.items())
+    return config, rounded
 
 
-def _saved_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes, from the header of the file alone."""
+@dataclass(frozen=True)
+class _Saved:
+    """What the header of a file tells of a weight."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def _saved_weights(folder: Path) -> dict[str, _Saved]:
+    """Weights by name, from the header of the file alone."""
     file = folder / WEIGHTS
     if not file.is_file():
         raise ValueError(
@@ -203,15 +232,16 @@ def _saved_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
         )
     try:
         with safe_open(file, "pt") as opened:
-            return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+            found = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+            return {name: _Saved(tuple(one.get_shape()), one.get_dtype()) for name, one in found.items()}
     except SafetensorError as error:
         raise ValueError(
             f"{str(file)!r} is damaged or no safetensors file: {error}. Copy or save it again."
         ) from error
 
 
-def _shapes_on(base: nn.Module, config: PeftConfig) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
-    """Shapes of the parameters that an adapter gets on a base, and of all parameters of the base with the adapter."""
+def _weights_on(base: nn.Module, config: PeftConfig) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """The parameters that an adapter gets on a base, and all of the base with the adapter, without their values."""
     config = copy.deepcopy(config)
     config.inference_mode = True
     for name in SIZES_OF_BASE:
@@ -224,8 +254,7 @@ def _shapes_on(base: nn.Module, config: PeftConfig) -> tuple[dict[str, tuple[int
         config.init_lora_weights = False
     with without_idle_notes():
         model = get_peft_model(_sketch(base), config, low_cpu_mem_usage=True)
-    own = get_peft_model_state_dict(model, save_embedding_layers=False)
-    return _shapes(own), _shapes(model.state_dict())
+    return get_peft_model_state_dict(model, save_embedding_layers=False), model.state_dict()
 
 
 def _sketch(base: nn.Module) -> nn.Module:
@@ -240,7 +269,7 @@ def _sketch(base: nn.Module) -> nn.Module:
     return copy.deepcopy(base, empty)
 
 
-def _shapes(weights: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+def _shapes(weights: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(weight.shape) for name, weight in weights.items()}
 
 

@@ -39,8 +39,9 @@ def load_run_model(
             Hub id or folder of the base of an adapter, instead of the one that [`base_of_run`] finds.
         precision (`str`, *optional*):
             `base_precision` of an adapter's base, instead of that of the training where that was quantised; `""` loads
-            it as it was saved. A base that was rounded to 16 bits is loaded as it was saved, too: the head beside the
-            adapter learned in 32 bits, and PEFT would round it with the base.
+            it as it was saved. A base that was rounded to 16 bits is loaded as it was saved, too, and one that was
+            saved in 16 bits is turned to 32 where a head beside the adapter learned in 32 bits: PEFT would round it
+            with the base.
 
     Returns:
         `nn.Module`: The model, or a `PeftModel`.
@@ -52,14 +53,15 @@ def load_run_model(
     if not is_adapter(folder):
         return load_bare_model(str(folder), folder, record, processor=processor)[0]
     trained = (record.adapter or {}).get("base_precision")
+    chosen = precision if precision is not None else trained if trained in QUANTISED else ""
     found, _ = load_bare_model(
         base or base_of_run(folder, record),
         folder,
         record,
         processor=processor,
-        precision=precision if precision is not None else trained if trained in QUANTISED else "",
+        precision=chosen,
     )
-    return load_adapter(found, folder)
+    return load_adapter(found, folder, exact=chosen not in QUANTISED)
 
 
 def load_bare_model(
