@@ -196,6 +196,9 @@ def test_what_learned_in_full_is_not_rounded_with_a_base_in_sixteen_bits(tmp_pat
     rounded = load_adapter(halved(), tmp_path / "one")
     assert rounded.base_model.model.classifier.modules_to_save.default.weight.dtype == torch.bfloat16
     assert torch.equal(logits(load_adapter(halved(), tmp_path / "one", exact=True)), logits(model))
+    quantised = halved()
+    quantised.config.quantization_config = {"quant_method": "test"}
+    assert load_adapter(quantised, tmp_path / "one", exact=True).get_base_model().dtype == torch.bfloat16
     saved(tmp_path / "two", LoraConfig(r=4, **LINEAR), halved().float(), seed=2)
     both = {"one": tmp_path / "one", "two": tmp_path / "two"}
     combined = combine_adapters(halved(), both, [0.25, 0.75])

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import GenerationConfig
 
+from hf_transfer_plugin.adapters.merging import quantisation
 from hf_transfer_plugin.adapters.notes import without_idle_notes
 
 CONFIG, WEIGHTS, GENERATION = "adapter_config.json", "adapter_model.safetensors", "generation_config.json"
@@ -125,9 +126,9 @@ def load_adapters(
         trainable (`bool`, *optional*, defaults to `False`):
             Whether the adapters shall go on learning.
         exact (`bool`, *optional*, defaults to `False`):
-            Turn a base in 16 bits to 32 where an adapter holds 32-bit weights that would be rounded, as of a head: what
-            learned in full gets the precision of the base from PEFT. The base's own values stay the same. A quantised
-            base cannot be turned.
+            Turn a base in 16 bits to 32 where an adapter holds 32-bit weights that would be rounded, as of a head:
+            what learned in full gets the precision of the base from PEFT. The base's own values stay the same. A
+            quantised base stays as it is.
 
     Returns:
         `PeftModel`: The base with the adapters.
@@ -150,7 +151,7 @@ def load_adapters(
         )
     _check_sharing(configs)
     first, *others = folders
-    if exact and any(rounded for _, rounded in found.values()):
+    if exact and any(rounded for _, rounded in found.values()) and not quantisation(base):
         base.float()
     _take_generation(base, Path(folders[first]))
     with without_idle_notes():

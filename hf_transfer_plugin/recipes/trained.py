@@ -53,15 +53,14 @@ def load_run_model(
     if not is_adapter(folder):
         return load_bare_model(str(folder), folder, record, processor=processor)[0]
     trained = (record.adapter or {}).get("base_precision")
-    chosen = precision if precision is not None else trained if trained in QUANTISED else ""
     found, _ = load_bare_model(
         base or base_of_run(folder, record),
         folder,
         record,
         processor=processor,
-        precision=chosen,
+        precision=precision if precision is not None else trained if trained in QUANTISED else "",
     )
-    return load_adapter(found, folder, exact=chosen not in QUANTISED)
+    return load_adapter(found, folder, exact=True)
 
 
 def load_bare_model(
