@@ -249,6 +249,8 @@ def _load_adapter(settings: Settings, model: str, name: str, base: str | None) -
     loaded = Loaded(trained, processor, settings.class_names, limit, None, no_base=adapter.NO_HEAD)
     if adapter.changes_base(trained):
         loaded.no_base = adapter.CHANGED
+    elif adapter.keeps_head(trained):
+        loaded.no_base = adapter.KEPT
     elif _answers(own, info, settings):
         loaded.as_base = partial(adapter.switched_off, trained)
     return loaded

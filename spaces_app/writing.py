@@ -36,6 +36,13 @@ class Asked:
     strip: bool = True
 
 
+class Streamer(TextIteratorStreamer):
+    """Stays itself where PEFT copies what `generate` is given, as it does for learned prompts of an encoder."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Streamer":
+        return self
+
+
 def shares(loaded: Loaded, wanted: int | None) -> tuple[int, int | None]:
     """
     Shares the model's tokens between what it reads and what it writes.
@@ -181,7 +188,7 @@ def ask(loaded: Loaded, model: Any, asked: Asked) -> Iterator[str]:
     """
     processor, stop = loaded.processor, threading.Event()
     beams = loaded.model.generation_config.num_beams or 1
-    streamer = TextIteratorStreamer(processor, skip_prompt=True, skip_special_tokens=True) if beams == 1 else None
+    streamer = Streamer(processor, skip_prompt=True, skip_special_tokens=True) if beams == 1 else None
     ids = torch.tensor([asked.ids], device=model.device)
 
     def stopped(ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:

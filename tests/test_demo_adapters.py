@@ -10,11 +10,13 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub.errors import RemoteEntryNotFoundError
-from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from peft import LoraConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     BertConfig,
@@ -109,12 +111,13 @@ def test_guesses_are_compared_with_the_adapter_off(space, tmp_path, tokenizer): 
     assert "*Compare with the base model* asks the same model with the adapter off." in about(space, tmp_path, loaded)
 
 
-@pytest.mark.parametrize("kind", ["lora", "prompt"])
+@pytest.mark.parametrize("kind", ["lora", "prompt", "prefix"])
 def test_continuations_are_compared_with_the_adapter_off(space, tmp_path, writer_tokenizer, kind):  # noqa: F811
     base = writer(tmp_path / "base", writer_tokenizer)
     config = {
         "lora": LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj", "v_proj"]),
         "prompt": PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+        "prefix": PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
     }[kind]
     folder, model = adapt(tmp_path / "adapter", base, AutoModelForCausalLM, writer_tokenizer, config, std=2.0)
     GenerationConfig(max_new_tokens=7, eos_token_id=1, pad_token_id=0).save_pretrained(folder)
@@ -132,8 +135,78 @@ def test_continuations_are_compared_with_the_adapter_off(space, tmp_path, writer
         new = wanted[0][ids.shape[1] :] if len(wanted[0]) > ids.shape[1] else wanted[0]
         assert written == writer_tokenizer.decode(new, skip_special_tokens=True)
     assert ours != other
-    room = {"lora": 128, "prompt": 125}[kind]
+    room = {"lora": 128, "prompt": 125, "prefix": 125}[kind]
     assert loaded.max_tokens == room
+
+
+PROMPTS = {"prompt": PromptTuningConfig, "p-tuning": PromptEncoderConfig, "prefix": PrefixTuningConfig}
+
+
+HEADS = {
+    "text-classification": (AutoModelForSequenceClassification, "SEQ_CLS"),
+    "token-classification": (AutoModelForTokenClassification, "TOKEN_CLS"),
+    "question-answering": (AutoModelForQuestionAnswering, "QUESTION_ANS"),
+}
+
+
+@pytest.mark.parametrize(
+    ("task", "kind"), [*[("text-classification", kind) for kind in PROMPTS], *[(task, "prefix") for task in HEADS][1:]]
+)
+def test_a_trained_head_does_not_answer_for_the_base(space, tmp_path, tokenizer, task, kind):  # noqa: F811
+    """The base has a head for these very classes, so that an adapter of another method is compared with it."""
+    auto, told = HEADS[task]
+    labels = {} if task == "question-answering" else LABELS
+    torch.manual_seed(0)
+    auto.from_config(BertConfig(**TINY, **labels)).save_pretrained(tmp_path / "base")
+    config = PROMPTS[kind](task_type=told, num_virtual_tokens=3)
+    folder, model = adapt(tmp_path / "adapter", str(tmp_path / "base"), auto, tokenizer, config, **labels)
+    single = {"problem_type": "single_label_classification"} if task == "text-classification" else {}
+    made = text_record(task, class_names=NAMES if labels else [], adapter={"name": kind}, **single)
+    loaded, answer = answer_of(space, tmp_path, folder, made)
+    assert torch.equal(first_output(loaded.model, tokenizer), first_output(model, tokenizer))
+    assert loaded.as_base is None
+    assert "the output layer that was trained with it would still answer" in about(space, tmp_path, loaded)
+    assert answer(*[TEXT] * len(settings_of(space, tmp_path / "space").inputs)) is not None
+    lora = LoraConfig(task_type=told, r=2, target_modules=["query"])
+    folder, _ = adapt(tmp_path / "lora", str(tmp_path / "base"), auto, tokenizer, lora, **labels)
+    assert answer_of(space, tmp_path, folder, made)[0].as_base is not None
+
+
+@pytest.mark.parametrize("task", ["token-classification", "question-answering"])
+@pytest.mark.parametrize("kind", ["prompt", "p-tuning"])
+def test_a_prompt_that_moves_the_places_of_answers_is_refused(space, tmp_path, tokenizer, task, kind):  # noqa: F811
+    auto, told = HEADS[task]
+    labels = {} if task == "question-answering" else LABELS
+    auto.from_config(BertConfig(**TINY, **labels)).save_pretrained(tmp_path / "base")
+    config = PROMPTS[kind](task_type=told, num_virtual_tokens=3)
+    folder, _ = adapt(tmp_path / "adapter", str(tmp_path / "base"), auto, tokenizer, config, **labels)
+    with pytest.raises(space.loading.DemoError, match="moves every token to another place than the answers name. Tra"):
+        answer_of(space, tmp_path, folder, text_record(task, class_names=NAMES if labels else []))
+
+
+@pytest.mark.parametrize("kind", PROMPTS)
+def test_summaries_are_compared_with_the_prompt_off(space, tmp_path, writer_tokenizer, kind):  # noqa: F811
+    base = writer(tmp_path / "base", writer_tokenizer, "t5")
+    config = PROMPTS[kind](task_type="SEQ_2_SEQ_LM", num_virtual_tokens=3)
+    folder, model = adapt(tmp_path / "adapter", base, AutoModelForSeq2SeqLM, writer_tokenizer, config, std=9.0)
+    GenerationConfig.from_pretrained(base).save_pretrained(folder)
+    loaded, answer = answer_of(space, tmp_path, folder, text_record("summarization"))
+    ids = writer_tokenizer(TEXT, return_tensors="pt").input_ids
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "decoder_input_ids": ids}
+    plain = AutoModelForSeq2SeqLM.from_pretrained(base).eval()
+    with torch.no_grad(), loaded.as_base() as off:
+        assert torch.equal(off(**given).logits, plain(**given).logits)
+        assert not torch.equal(model(**given).logits, plain(**given).logits)
+    *_, (ours, other) = answer(TEXT, True)
+    _, alone = answer_of(space, tmp_path / "whole", base, text_record("summarization"))
+    *_, wanted = alone(TEXT)
+    assert other == wanted
+    assert isinstance(ours, str)
+
+
+def first_output(model, tokenizer):
+    with torch.no_grad():
+        return model(**tokenizer(TEXT, return_tensors="pt"))[0]
 
 
 @pytest.mark.parametrize("missing", ["config", "file"])

@@ -10,6 +10,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 from peft import PeftConfig, PeftModel
+from peft.utils import ModulesToSaveWrapper
 from safetensors import SafetensorError, safe_open
 from transformers import GenerationConfig
 
@@ -17,12 +18,17 @@ WEIGHTS = "adapter_model.safetensors"
 PREFIXES = ("base_model.model.", "base_model.")  # of names in the file; the second one of prompt methods
 # PEFT takes these starts out of the base's own weights when it loads the adapter.
 CHANGING = ("pissa", "olora", "corda", "lora_ga", "loftq")
+PLACED = ("TOKEN_CLS", "QUESTION_ANS")  # whose answers are places in the text
 NO_HEAD = (
     "With the adapter off, the base model has no trained output layer for these answers: they would be random, so it "
     "is not asked here for comparison."
 )
 CHANGED = (
     "This adapter changed the base model's own weights, so with it off another model would answer; it is not asked."
+)
+KEPT = (
+    "Without the learned prompt the output layer that was trained with it would still answer, and not that of the "
+    "base model, so it is not asked here for comparison."
 )
 
 
@@ -127,7 +133,8 @@ def put_on(base: Any, model: str, weights: Iterable[str], info: dict[str, Any], 
         `PeftModel`: The base with the adapter on.
 
     Raises:
-        ValueError: If weights that answer are neither in the base nor in the adapter.
+        ValueError: If weights that answer are neither in the base nor in the adapter, or answers would be counted from
+            the wrong place.
     """
     saved = {name.removeprefix(start) for name in weights for start in PREFIXES}
     new = [name if isinstance(name, str) else name[0] for name in (*info["missing_keys"], *info["mismatched_keys"])]
@@ -142,7 +149,13 @@ def put_on(base: Any, model: str, weights: Iterable[str], info: dict[str, Any], 
     if base.can_generate():
         with suppress(OSError):  # Where the adapter brings none, the base's stays.
             base.generation_config = GenerationConfig.from_pretrained(model)
-    return PeftModel.from_pretrained(base, model)
+    trained = PeftModel.from_pretrained(base, model)
+    config = trained.active_peft_config
+    if learned_tokens(trained) and config.task_type in PLACED and config.peft_type != "PREFIX_TUNING":
+        raise ValueError(
+            "its learned prompt moves every token to another place than the answers name. Train prefix tuning or LoRA."
+        )
+    return trained
 
 
 def changes_base(trained: Any) -> bool:
@@ -155,6 +168,19 @@ def changes_base(trained: Any) -> bool:
         `bool`: Whether the adapter changed weights of the base that switching it off does not bring back.
     """
     return str(getattr(trained.active_peft_config, "init_lora_weights", "")).lower().startswith(CHANGING)
+
+
+def keeps_head(trained: Any) -> bool:
+    """
+    Args:
+        trained (`PeftModel`):
+            A model with an adapter.
+
+    Returns:
+        `bool`: Whether switching the adapter off leaves a trained output layer in the base, as with prompt methods.
+    """
+    modules = trained.get_base_model().modules()
+    return learned_tokens(trained) > 0 and any(isinstance(module, ModulesToSaveWrapper) for module in modules)
 
 
 def learned_tokens(trained: Any) -> int:
@@ -178,7 +204,10 @@ def switched_off(trained: Any) -> Iterator[Any]:
             A model with an adapter.
 
     Yields:
-        `PeftModel`: The same, answering as its base alone.
+        `PeftModel` or `PreTrainedModel`: The same, answering as its base alone.
     """
+    if learned_tokens(trained):  # PEFT would write with the prompt of an encoder all the same.
+        yield trained.get_base_model()
+        return
     with trained.disable_adapter():
         yield trained
