@@ -374,6 +374,8 @@ def test_merging_that_would_change_the_answers_is_refused_and_nothing_is_lost(tm
 
 def test_the_allowed_difference_by_hand():
     assert allowed_difference(torch.float32, 4, 10.0) == 1e-4
+    # 4 * 2^-24 * 2 * 2^11 = 2^-10
+    assert allowed_difference(torch.float32, 4, 2048.0) == 2.0**-10
     assert allowed_difference(torch.bfloat16, 4, 10.0) == 4 / 256 * 2 * 10
     assert allowed_difference(torch.float16, 9, 2.0) == 4 / 2048 * 3 * 2
     one = torch.tensor(1.0)
@@ -394,6 +396,16 @@ def test_sixteen_bits_stay_within_their_bound(tmp_path, precision, layers):
     assert {p.dtype for p in found.model.parameters()} == {precision}
     found.model.save_pretrained(tmp_path)
     assert torch.equal(logits(type(found.model).from_pretrained(tmp_path).eval()), logits(found.model))
+
+
+def test_large_outputs_in_full_precision_are_allowed_their_own_rounding():
+    """Logits in the thousands differ by more than 1e-4 in their last bits alone."""
+    model = moved(get_peft_model(based(num_hidden_layers=2), LoraConfig(r=4, task_type="SEQ_CLS", **LINEAR))).eval()
+    with torch.no_grad():
+        model.base_model.model.classifier.modules_to_save.default.weight *= 1e5
+    found = merge_checked(model)
+    assert found.tolerance == 4 * 2.0**-24 * 5**0.5 * found.largest
+    assert 1e-4 < found.difference <= found.tolerance
 
 
 def test_a_head_in_full_precision_takes_that_of_the_model(tmp_path):
