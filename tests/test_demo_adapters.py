@@ -24,6 +24,7 @@ from transformers import (
     GenerationConfig,
 )
 
+from hf_transfer_plugin.cli import main as cli
 from hf_transfer_plugin.hub import demo, render_space, run_demo
 from hf_transfer_plugin.hub.snippets import getting_started
 from hf_transfer_plugin.record import TransferRecord
@@ -342,6 +343,43 @@ def test_the_base_is_loaded_as_of_the_revision_that_was_trained_on(space, tmp_pa
     assert torch.equal(logits(found["model"].eval(), tokenizer), logits(model, tokenizer))
 
 
+def started(monkeypatch):
+    """Commands of the apps, which are not run."""
+    commands = []
+
+    def popen(command, cwd):
+        commands.append(command)
+        return SimpleNamespace(wait=lambda *_: 0, terminate=lambda: None)
+
+    monkeypatch.setattr(demo.subprocess, "Popen", popen)
+    return commands
+
+
+@pytest.mark.parametrize("given", ["base", "org/base"])
+def test_the_command_passes_the_base_on(tmp_path, monkeypatch, given):
+    (tmp_path / "base").mkdir()
+    monkeypatch.chdir(tmp_path)
+    LoraConfig(base_model_name_or_path="/gone/base").save_pretrained("run")
+    record(base_model_id="me/base").save("run")
+    commands = started(monkeypatch)
+    assert cli(["demo", "run", "--base", given, "--no_browser"]) == 0
+    assert commands[0][4:] == ["--base", str(tmp_path / "base") if given == "base" else given]
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ([], "`base` names the base of an adapter, but 'run' holds no adapter_config.json. Leave it out."),
+        (["--output_dir", "space"], "Leave `--output_dir` out, or give `--base` to the app.py that is written."),
+    ],
+)
+def test_a_base_without_an_adapter_served_here_is_refused(tmp_path, monkeypatch, capsys, more, reason):
+    monkeypatch.chdir(tmp_path)
+    record().save("run")
+    assert cli(["demo", "run", "--base", "me/base", *more]) == 2
+    assert reason in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("named", "known", "given"),
     [("base", None, "HERE"), ("./base", "me/base", "HERE"), ("/gone", "me/base", "me/base"), ("org/base", None, None)],
@@ -351,13 +389,7 @@ def test_a_demo_here_names_the_base_for_the_app_elsewhere(tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     LoraConfig(base_model_name_or_path=named).save_pretrained("run")
     record(base_model_id=known).save("run")
-    commands = []
-
-    def popen(command, cwd):
-        commands.append(command)
-        return SimpleNamespace(wait=lambda *_: 0, terminate=lambda: None)
-
-    monkeypatch.setattr(demo.subprocess, "Popen", popen)
+    commands = started(monkeypatch)
     assert run_demo("run") == 0
     wanted = ["--base", str(tmp_path / "base") if given == "HERE" else given] if given else []
     assert commands[0][4:] == wanted

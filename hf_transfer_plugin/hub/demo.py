@@ -104,7 +104,7 @@ def model_name(record: TransferRecord) -> str:
     return re.sub(r"[-.]{2,}", "-", name)[:90].strip("-.") or "model"
 
 
-def run_demo(run: str | Path, *, port: int | None = None, open_browser: bool = False) -> int:
+def run_demo(run: str | Path, *, port: int | None = None, open_browser: bool = False, base: str | None = None) -> int:
     """
     Serves the demo of a run on this machine, until it is stopped.
 
@@ -115,35 +115,39 @@ def run_demo(run: str | Path, *, port: int | None = None, open_browser: bool = F
             Port; the first free one from 7860 without it.
         open_browser (`bool`, *optional*, defaults to `False`):
             Whether to open the page.
+        base (`str`, *optional*):
+            Hub id or folder of an adapter's base; as the adapter names it without it.
 
     Returns:
         `int`: The exit code of the app.
 
     Raises:
-        ValueError: If `run` is no run folder, or there is no demo for its task.
+        ValueError: If `run` is no run folder, there is no demo for its task, or `base` is named for a whole model.
         ImportError: If gradio is not installed.
     """
     record = TransferRecord.load(run)
+    if base and not (Path(run) / ADAPTER).is_file():
+        raise ValueError(f"`base` names the base of an adapter, but {str(run)!r} holds no {ADAPTER}. Leave it out.")
     require("gradio", extra="demo")
     with tempfile.TemporaryDirectory(prefix="demo-") as folder:
         render_space(record, folder, model_name(record))
         command = [sys.executable, "app.py", "--model", str(Path(run).resolve())]
         command += ["--port", str(port)] if port is not None else []
         command += ["--open_browser"] if open_browser else []
-        base = _base_of(Path(run), record)
-        command += ["--base", base] if base else []
+        named = _base_of(Path(run), record, base)
+        command += ["--base", named] if named else []
         with _stopping_with_us(subprocess.Popen(command, cwd=folder)) as app:  # noqa: S603
             return app.wait()
 
 
-def _base_of(run: Path, record: TransferRecord) -> str | None:
-    """The base of an adapter, where the app could not find it by what training called it: it runs elsewhere."""
+def _base_of(run: Path, record: TransferRecord, given: str | None) -> str | None:
+    """The base of an adapter, where the app could not find it by what it is called here: it runs elsewhere."""
     file = run / ADAPTER
     if not file.is_file():
         return None
-    named = Path(json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path") or "")
+    named = Path(given or json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path") or "")
     local = named != Path() and named.expanduser().is_dir()
-    return str(named.expanduser().resolve()) if local else record.base_model_id
+    return str(named.expanduser().resolve()) if local else given or record.base_model_id
 
 
 @contextmanager
