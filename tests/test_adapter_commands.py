@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -22,7 +22,7 @@ from hf_transfer_plugin.adapters.loading import is_adapter
 from hf_transfer_plugin.cli import main as cli
 from hf_transfer_plugin.config import TransferConfig
 from hf_transfer_plugin.recipes import evaluate_run, finetune, pretrained
-from hf_transfer_plugin.recipes.adapter_runs import merge_run
+from hf_transfer_plugin.recipes.adapter_runs import keep_merged, merge_run
 from hf_transfer_plugin.recipes.derived_runs import combine_runs, extract_run
 from hf_transfer_plugin.recipes.trained import base_of_run, load_bare_model, load_run_model
 from hf_transfer_plugin.record import TransferRecord
@@ -100,6 +100,41 @@ def test_a_run_over_a_quantised_base_is_merged_on_request_only(runs, tmp_path):
     assert torch.allclose(
         answers(loaded(tmp_path / "merged"), source), answers(loaded(runs / "one"), source), atol=1e-4
     )
+
+
+def test_a_resumed_run_is_merged_anew(runs, tmp_path):
+    shutil.copytree(runs / "one", tmp_path / "run")
+    first = keep_merged(tmp_path / "run", alone=False)
+    file = tmp_path / "run" / "adapter_model.safetensors"
+    save_file({name: value + 0.1 for name, value in load_file(file).items()}, file, metadata={"format": "pt"})
+    replace(first, metrics={"accuracy": 0.25}, created="2030-01-01").save(tmp_path / "run")
+    keep_merged(tmp_path / "run", alone=False)
+    merged = tmp_path / "run" / "merged"
+    assert TransferRecord.load(merged).metrics == {"accuracy": 0.25}
+    expected = answers(loaded(tmp_path / "run"), merged)
+    assert torch.allclose(answers(loaded(merged), merged), expected, atol=1e-4)
+    assert (expected - answers(loaded(runs / "one"), merged)).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("there", ["notes", "run"])
+def test_a_merging_that_fails_tells_that_the_run_is_whole(runs, tmp_path, there):
+    """A folder that is no merged model of this run is nobody's to delete."""
+    run = tmp_path / "run"
+    shutil.copytree(runs / "one", run)
+    if there == "notes":
+        (run / "merged").mkdir()
+        (run / "merged" / "notes.txt").write_text("mine")
+    else:
+        shutil.copytree(runs / "full", run / "merged")
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    told = (
+        rf"its run is whole in '{run}', but with the adapter, which was not merged: `output` must be a new folder.*"
+        rf"`hf-transfer-plugin merge {run} OUTPUT`.*`hf-transfer-plugin push {run}`"
+    )
+    with pytest.raises(RuntimeError, match=told):
+        keep_merged(run, alone=True)
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()} == before
+    assert torch.equal(answers(loaded(run), run), answers(loaded(runs / "one"), run))
 
 
 @pytest.mark.slow

@@ -1,11 +1,12 @@
 """Merges the adapter of a finished run into its base: a run that needs no PEFT."""
 
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hf_transfer_plugin.adapters.loading import CONFIG, WEIGHTS
+from hf_transfer_plugin.adapters.loading import CONFIG, WEIGHTS, is_adapter
 from hf_transfer_plugin.adapters.merging import merge_checked
 from hf_transfer_plugin.recipes.base_precision import QUANTISED
 from hf_transfer_plugin.recipes.checks import CONFIG_NAME
@@ -19,9 +20,11 @@ from hf_transfer_plugin.recipes.run_folders import (
     weights_size,
 )
 from hf_transfer_plugin.recipes.trained import load_run_model
-from hf_transfer_plugin.record import TransferRecord
+from hf_transfer_plugin.record import RECORD_NAME, TransferRecord
 
 MERGED = "merged"
+# What resuming a run cannot change.
+SAME_RUN = ("task", "base_model", "class_names", "adapter", "strategy")
 
 
 def merge_run(
@@ -80,7 +83,8 @@ def merge_run(
 
 def keep_merged(run: str | Path, *, alone: bool) -> TransferRecord:
     """
-    Merges the adapter of a run that has just ended, in the folder `merged` of the run.
+    Merges the adapter of a run that has just ended, in the folder `merged` of the run. A merged model that is there of
+    this run, as before it was resumed, is replaced.
 
     Args:
         run (`str` or `Path`):
@@ -92,11 +96,20 @@ def keep_merged(run: str | Path, *, alone: bool) -> TransferRecord:
         `TransferRecord`: The record of what the run folder holds now.
 
     Raises:
-        ValueError: If it cannot be merged; the adapter is kept.
-        RuntimeError: If the merged model answers differently; the adapter is kept.
+        RuntimeError: If it cannot be merged, or the merged model answers differently. The run with the adapter is
+            whole.
     """
     run, merged = Path(run), Path(run) / MERGED
-    merge_run(run, merged)
+    try:
+        if _is_merged_of(merged, run):
+            shutil.rmtree(merged)
+        merge_run(run, merged)
+    except (ValueError, RuntimeError, OSError) as error:
+        raise RuntimeError(
+            f"Training has ended and its run is whole in {str(run)!r}, but with the adapter, which was not merged: "
+            f"{error} Merge it with `hf-transfer-plugin merge {shlex.quote(str(run))} OUTPUT`, or use it as it is, as "
+            f"with `hf-transfer-plugin push {shlex.quote(str(run))}`."
+        ) from error
     if alone:
         for file in merged.iterdir():
             file.replace(run / file.name)
@@ -104,3 +117,11 @@ def keep_merged(run: str | Path, *, alone: bool) -> TransferRecord:
             path.unlink()
         merged.rmdir()
     return TransferRecord.load(run)
+
+
+def _is_merged_of(folder: Path, run: Path) -> bool:
+    """Whether a folder holds what was merged of a run, now or before it was resumed."""
+    if not (folder / RECORD_NAME).is_file() or is_adapter(folder):
+        return False
+    one, other = TransferRecord.load(folder), TransferRecord.load(run)
+    return all(getattr(one, name) == getattr(other, name) for name in SAME_RUN)
