@@ -245,6 +245,26 @@ def test_a_second_run_is_that_of_a_new_trainer(make_trainer, tmp_path, name):
     assert_same(second(True), second(False))
 
 
+@pytest.mark.parametrize("again", [True, False], ids=["the same Trainer", "another"])
+@pytest.mark.parametrize(
+    ("given", "first", "second"), [({}, (2, 6), (1, 2)), ({"tinit": 2, "tfinal": 3}, (2, 3), (2, 3))]
+)
+def test_a_shorter_second_run_of_adalora_has_phases_of_its_own(make_trainer, tmp_path, given, first, second, again):
+    """A tenth of 20 steps is 2 and three tenths are 6; of 6 steps they are 0.6 and 1.8, rounded."""
+    model = Adapted({"name": "adalora", **given})()
+    config = model.peft_config["default"]
+    trainer = setting(make_trainer, tmp_path, max_steps=20, save_strategy="no").trainer(model)
+    trainer.train()
+    assert (config.tinit, config.tfinal) == first
+    if not again:
+        trainer = setting(make_trainer, tmp_path, save_strategy="no").trainer(model)
+    trainer.args.max_steps = 6
+    trainer.train()
+    assert (config.tinit, config.tfinal, config.total_step) == (*second, 6)
+    model.save_pretrained(tmp_path / "saved")
+    assert "computed" not in (tmp_path / "saved" / "adapter_config.json").read_text()
+
+
 # Killed and damaged
 
 

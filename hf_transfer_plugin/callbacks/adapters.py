@@ -13,6 +13,7 @@ from hf_transfer_plugin.layers import parameters_by_name
 ALLOCATION = "rank_allocation.safetensors"
 _SCORES = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 _WARM, _FINAL = 0.1, 0.3
+_COMPUTED = "computed_phases"  # beside the configuration's fields, which are saved
 
 
 class HeldFlags:
@@ -108,8 +109,10 @@ class RankAllocationCallback(BesideCheckpoint):
         allocator, config = _allocator(model)
         allocator.reset_ipt()
         config.total_step = state.max_steps
-        if not config.tinit and not config.tfinal:
+        # An earlier run with the same model may have set them, for another number of steps.
+        if (config.tinit, config.tfinal) in ((0, 0), getattr(config, _COMPUTED, None)):
             config.tinit, config.tfinal = round(_WARM * state.max_steps), round(_FINAL * state.max_steps)
+            setattr(config, _COMPUTED, (config.tinit, config.tfinal))
         if config.tinit >= config.total_step - config.tfinal:
             raise ValueError(
                 f"AdaLoRA must have steps between `tinit` ({config.tinit}) and `tfinal` ({config.tfinal}) in which "
