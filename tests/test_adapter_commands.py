@@ -203,6 +203,33 @@ def test_two_runs_are_combined_and_all_are_measured(runs, tmp_path, capsys):
         pytest.fail("the head is not in the file")
 
 
+@pytest.mark.parametrize("apart", ["folder", "revision"])
+def test_bases_of_one_name_are_not_taken_for_one(runs, tmp_path, model_folder, apart):
+    for name in ("one", "two"):
+        shutil.copytree(runs / name, tmp_path / name)
+        file = tmp_path / name / "adapter_config.json"
+        config = json.loads(file.read_text())
+        if apart == "folder":
+            base = shutil.copytree(model_folder, tmp_path / f"for-{name}" / "tiny-bert")
+            config |= {"base_model_name_or_path": str(base)}
+        else:
+            config |= {"base_model_name_or_path": "jane/base", "revision": f"for-{name}"}
+        file.write_text(json.dumps(config))
+    both = [tmp_path / "one", tmp_path / "two"]
+    with pytest.raises(ValueError, match="must have the same base, .*for-one.* and .*for-two.*name it with `--base`"):
+        combine_runs(both, [1, 1], tmp_path / "new")
+    assert combine_runs(both, [1, 1], tmp_path / "new", base=model_folder)["rank"] == 8
+
+
+def test_one_base_may_be_named_in_two_ways(runs, tmp_path, model_folder):
+    shutil.copytree(runs / "two", tmp_path / "two")
+    (tmp_path / "link").symlink_to(model_folder)
+    file = tmp_path / "two" / "adapter_config.json"
+    config = json.loads(file.read_text()) | {"base_model_name_or_path": str(tmp_path / "link"), "revision": "v1"}
+    file.write_text(json.dumps(config))
+    assert combine_runs([runs / "one", tmp_path / "two"], [1, 1], tmp_path / "new")["rank"] == 8
+
+
 def test_what_a_combination_does_not_measure_it_does_not_claim(runs, tmp_path, capsys):
     words = ["combine", str(runs / "one"), str(runs / "two"), "--weights", "1", "1"]
     assert cli([*words, "--combination_type", "svd", "--rank", "3", "--output_dir", str(tmp_path / "both")]) == 0

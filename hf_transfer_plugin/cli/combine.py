@@ -37,7 +37,7 @@ def run(argv: Sequence[str]) -> int:
         "--density", type=float, default=0.5, help="share of values that ties, dare and magnitude_prune keep"
     )
     parser.add_argument("--output_dir", required=True, help="new run folder")
-    parser.add_argument("--base", help="Hub id or folder of the base (default: the one that the first run names)")
+    parser.add_argument("--base", help="Hub id or folder of the base (default: the one that all runs name)")
     parser.add_argument("--dataset", help="measure the runs and the new one on this: Hub id, file or folder")
     add_columns(parser)
     options = parser.parse_args(argv)

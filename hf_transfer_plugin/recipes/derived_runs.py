@@ -20,7 +20,7 @@ from hf_transfer_plugin.recipes.run_folders import (
     unmeasured,
     weights_size,
 )
-from hf_transfer_plugin.recipes.trained import base_of_run, load_bare_model
+from hf_transfer_plugin.recipes.trained import base_of_run, load_bare_model, revision_of_run
 from hf_transfer_plugin.record import TransferRecord
 
 ALIKE = ("task", "problem_type", "class_names", "base_model")
@@ -55,7 +55,8 @@ def combine_runs(
         density (`float`, *optional*, defaults to 0.5):
             As in [`combine_adapters`].
         base (`str`, *optional*):
-            Hub id or folder of the base, where the first run does not find it.
+            Hub id or folder of the base, where the first run does not find it, or the runs name others that are the
+            same.
         dataset (`str`, *optional*):
             Measure the new run and the old ones on it; without it the record holds no metrics.
         **columns (`Any`, *optional*):
@@ -73,6 +74,8 @@ def combine_runs(
     if not found:
         raise ValueError("`runs` must name two run folders or more, but names none.")
     _check_alike(found)
+    if base is None:
+        _check_same_base(found)
     (first, record), *_ = found
     with new_folder(output) as made:
         processor = processor_of(first, record)
@@ -166,6 +169,27 @@ def _check_alike(found: Sequence[tuple[Path, TransferRecord]]) -> None:
                     f"Runs to combine must have the same `{name}`, but {str(folder)!r} has {getattr(record, name)!r} "
                     f"and {str(other)!r} has {getattr(one, name)!r}. Combine runs of one base, task and set of labels."
                 )
+
+
+def _check_same_base(found: Sequence[tuple[Path, TransferRecord]]) -> None:
+    """Raises `ValueError` for bases of the same name in different folders, or of different revisions."""
+    names = {folder: base_of_run(folder, record) for folder, record in found}
+    places = {
+        folder: str(Path(name).expanduser().resolve()) if Path(name).expanduser().is_dir() else name
+        for folder, name in names.items()
+    }
+    shown = {
+        folder: place + (f" at {revision}" if (revision := revision_of_run(folder, names[folder])) else "")
+        for folder, place in places.items()
+    }
+    (folder, one), *others = shown.items()
+    for other, another in others:
+        if another != one:
+            raise ValueError(
+                f"Runs to combine must have the same base, but that of {str(folder)!r} is {one!r} and that of "
+                f"{str(other)!r} is {another!r}. Combine runs of one base; if the two are the same, name it with "
+                "`--base`."
+            )
 
 
 def _joint_dataset(records: Sequence[TransferRecord]) -> dict[str, Any]:
