@@ -151,6 +151,14 @@ def test_the_card_tells_the_adapter():
         ({"target_modules": [f"m{i}" for i in range(13)], "layers": 1}, ["m9 and 3 more of the uppermost layer |"]),
         ({"name": "prompt", "target_modules": None, "num_virtual_tokens": 20}, ["learned tokens 20", "front of the"]),
         ({"name": None, "peft_type": "LOHA"}, ["| method | LOHA |"]),
+        (
+            {"name": "pissa", "saved_as": "LORA", "saved_rank": 32},
+            ["with\n**PiSSA** of", "| method | PiSSA |", "| size | rank 16,", "| saved as | plain LoRA of rank 32 |"],
+        ),
+        (
+            {"name": "adalora", "peft_type": "ADALORA", "r": None, "init_r": 12, "saved_as": "LORA", "saved_rank": 11},
+            ["| size | rank at the start 12, alpha 32 |", "| saved as | plain LoRA of rank 11 at most |"],
+        ),
         ({"name": "lora+", "ratio": 16.0}, ["rank 16, alpha 32, rate of B over that of A 16 |"]),
         (
             {"base_precision": "bfloat16"},
@@ -164,6 +172,16 @@ def test_each_method_is_told_in_its_own_words(adapter, told):
     text = render_card(record(adapter={**ADAPTER, **adapter}))
     for words in told:
         assert words in text, words
+
+
+def test_how_it_was_saved_is_told_only_where_that_differs(tmp_path):
+    assert "saved as" not in render_card(record())
+    assert "saved as" not in render_card(record(adapter={**ADAPTER, "saved_as": "LORA", "saved_rank": 16}))
+    saved = {**ADAPTER, "name": "pissa", "saved_as": "LORA", "saved_rank": 32}
+    (tmp_path / "model.safetensors").touch()
+    text = render_card(record(adapter=saved), tmp_path / "README.md")  # merged, so there is no file of an adapter
+    assert "saved as" not in text
+    assert "| method | PiSSA |" in text
 
 
 def test_a_record_without_an_adapter_says_nothing_of_one():

@@ -14,8 +14,8 @@ NAMES = {  # as in the record -> as their authors write them
     "lora+": "LoRA+",
     "dora": "DoRA",
     "rslora": "rank-stabilised LoRA",
-    "pissa": "PiSSA, saved as plain LoRA",
-    "olora": "OLoRA, saved as plain LoRA",
+    "pissa": "PiSSA",
+    "olora": "OLoRA",
     "adalora": "AdaLoRA",
     "ia3": "IA³",
     "vera": "VeRA",
@@ -125,6 +125,8 @@ def adapter_rows(record: TransferRecord, folder: Path | None) -> list[tuple[str,
         ("also learned, in full", ", ".join(_full(adapter))),
         ("trainable parameters", _share(record)),
     ]
+    if is_adapter(record, folder):
+        found.append(("saved as", _saved(adapter)))
     file = folder / ADAPTER_WEIGHTS if folder is not None else None
     if file is not None and file.is_file():
         found.append((f"size of {ADAPTER_WEIGHTS}", _size(file.stat().st_size)))
@@ -180,6 +182,16 @@ def _size(count: int) -> str:
 
 def _plain(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _saved(adapter: Mapping[str, Any]) -> str:
+    """Words for what the file holds, where that is not what was trained."""
+    kind, rank = adapter.get("saved_as"), adapter.get("saved_rank")
+    if not kind or (kind == adapter.get("peft_type") and rank in (None, adapter.get("r"))):
+        return ""
+    name = "plain LoRA" if kind == "LORA" else str(kind)
+    most = " at most" if adapter.get("peft_type") == "ADALORA" else ""  # each module keeps as many as it needs
+    return f"{name} of rank {rank}{most}" if rank else name
 
 
 def _place(adapter: Mapping[str, Any]) -> str:
