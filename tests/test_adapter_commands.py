@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -347,6 +348,53 @@ def test_the_base_is_found_or_asked_for(runs, tmp_path, model_folder):
     assert base_of_run(moved, replace(record, base_model_id="jane/base")) == "jane/base"
     found = load_run_model(moved, record, base=model_folder)
     assert torch.equal(answers(found, runs / "one"), answers(loaded(runs / "one"), runs / "one"))
+
+
+def test_a_base_elsewhere_is_named_to_measure_and_to_answer(runs, tmp_path, model_folder, capsys):
+    moved, rows = tmp_path / "moved", str(runs / "rows.csv")
+    shutil.copytree(runs / "one", moved)
+    config = json.loads((moved / "adapter_config.json").read_text())
+    (moved / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "/gone/base"}))
+    assert cli(["evaluate", str(moved), "--dataset", rows]) == 2
+    assert "Name the folder or Hub id of the base with `--base`." in capsys.readouterr().err
+    assert cli(["evaluate", str(moved), "--dataset", rows, "--base", model_folder, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["metrics"] == evaluate_run(runs / "one", rows)["metrics"]
+    output = tmp_path / "answers.jsonl"
+    assert cli(["predict", str(moved), rows, "--output", str(output), "--base", model_folder]) == 0
+    assert len(output.read_text().splitlines()) == 40
+    assert cli(["evaluate", str(runs / "full"), "--dataset", rows, "--base", model_folder]) == 2
+    assert re.search("but .*full' holds a whole model. Leave `--base` out", capsys.readouterr().err)
+
+
+def test_a_base_in_a_folder_near_by_is_found_from_elsewhere(runs, tmp_path, model_folder, monkeypatch):
+    monkeypatch.chdir(Path(model_folder).parent)
+    base, rows, moved = Path(model_folder).name, str(runs / "rows.csv"), tmp_path / "moved"
+    shutil.copytree(runs / "one", moved)
+    config = json.loads((moved / "adapter_config.json").read_text())
+    (moved / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "/gone/base"}))
+    told = combine_runs([moved, runs / "two"], [1, 1], tmp_path / "both", base=base, dataset=rows)
+    extract_run(runs / "full", tmp_path / "small", rank=2, base=base)
+    monkeypatch.chdir(tmp_path)
+    assert list(told["measured"]) == [str(moved), str(runs / "two"), str(tmp_path / "both")]
+    for made in ("both", "small"):
+        assert base_of_run(made, TransferRecord.load(made)) == str(Path(model_folder).resolve())
+        assert answers(loaded(made), made).shape == (3, 2)
+
+
+def test_an_extracted_run_names_the_revision_of_its_base(runs, tmp_path, model_folder, monkeypatch):
+    shutil.copytree(runs / "full", tmp_path / "full")
+    file = tmp_path / "full" / "transfer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "model": "jane/base", "model_revision": "v2"}))
+    load = pretrained._load
+
+    def local(auto_class, chosen, **settings):
+        here = model_folder if chosen.model == "jane/base" else chosen.model
+        return load(auto_class, replace(chosen, model=here), **settings)
+
+    monkeypatch.setattr(pretrained, "_load", local)
+    extract_run(tmp_path / "full", tmp_path / "small", rank=2)
+    config = json.loads((tmp_path / "small" / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("jane/base", "v2")
 
 
 class _Loaded(Exception):

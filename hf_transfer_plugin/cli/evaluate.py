@@ -29,6 +29,7 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--dataset", required=True, help="Hub id, file or folder")
     parser.add_argument("--split", help="split to measure on (default: test, or the only one)")
     parser.add_argument("--batch_size", type=int, help="rows at a time")
+    parser.add_argument("--base", help="Hub id or folder of the adapter's base (default: the one that the run names)")
     add_columns(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(argv)
@@ -36,7 +37,12 @@ def run(argv: Sequence[str]) -> int:
 
     quieten()
     found = evaluate_run(
-        options.run, options.dataset, split=options.split, batch_size=options.batch_size, **given_columns(options)
+        options.run,
+        options.dataset,
+        split=options.split,
+        batch_size=options.batch_size,
+        base=options.base,
+        **given_columns(options),
     )
     if options.json:
         print(json.dumps(found, indent=2))

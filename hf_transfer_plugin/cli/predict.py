@@ -26,6 +26,7 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--output", default="predictions.jsonl", help="new .jsonl or .csv file (%(default)s)")
     parser.add_argument("--split", help="split to answer (default: test, or the only one)")
     parser.add_argument("--batch_size", type=int, help="rows at a time")
+    parser.add_argument("--base", help="Hub id or folder of the adapter's base (default: the one that the run names)")
     add_columns(parser)
     options = parser.parse_args(argv)
     from hf_transfer_plugin.recipes import predict_run
@@ -37,6 +38,7 @@ def run(argv: Sequence[str]) -> int:
         options.output,
         split=options.split,
         batch_size=options.batch_size,
+        base=options.base,
         **given_columns(options),
     )
     print(f"\n{rows:,} answers are in {options.output}.")

@@ -79,7 +79,8 @@ def combine_runs(
     (first, record), *_ = found
     with new_folder(output) as made:
         processor = processor_of(first, record)
-        bare, _ = load_bare_model(base or base_of_run(first, record), first, record, processor=processor)
+        name = base or base_of_run(first, record)
+        bare, _ = load_bare_model(name, first, record, processor=processor)
         folders = {str(folder): folder for folder, _ in found}
         if len(folders) < len(found):
             raise ValueError("`runs` must be different folders, but one is named twice. Give it a larger weight.")
@@ -98,8 +99,8 @@ def combine_runs(
             **{name: type(getattr(record, name))() for name in ("phases", "rates", "arguments", "seconds", "energy")},
             learning_rates=None,
         )
-        _write_adapter(model, processor, new, made, source=first)
-        measured = _measure(new, made, Path(output), [folder for folder, _ in found], dataset, columns)
+        _write_adapter(model, processor, new, made, source=first, base=name)
+        measured = _measure(new, made, Path(output), [folder for folder, _ in found], dataset, columns, base)
         told = {"rank": model.peft_config["default"].r, "bytes": weights_size(made), "measured": measured}
     return told
 
@@ -148,13 +149,14 @@ def extract_run(
     with new_folder(output) as made:
         processor = processor_of(folder, record)
         tuned, _ = load_bare_model(str(folder), folder, record, processor=processor)
-        bare, new = load_bare_model(base or base_of_run(folder, record), folder, record, processor=processor)
+        name = base or base_of_run(folder, record)
+        bare, new = load_bare_model(name, folder, record, processor=processor)
         model, report = extract_lora(bare, tuned, energy=energy, rank=rank, new_weights=new)
         chosen = {"rank": rank} if rank is not None else {"energy": energy if energy is not None else 0.9}
         described = {**_described(model), "trainable_parameters": report["trainable_parameters"]}
         strategy = {"name": "extract", **chosen, "from": record.strategy}
         extracted = replace(unmeasured(record), strategy=strategy, adapter=described)
-        _write_adapter(model, processor, extracted, made, source=folder)
+        _write_adapter(model, processor, extracted, made, source=folder, base=name)
         measured = _measure(extracted, made, Path(output), [folder], dataset, columns)
         told = {**report, "bytes": [weights_size(folder), weights_size(made)], "measured": measured}
     return told
@@ -206,7 +208,13 @@ def _described(model: Any) -> dict[str, Any]:
     return {**values, "trainable_parameters": learned}
 
 
-def _write_adapter(model: Any, processor: Any, record: TransferRecord, folder: Path, *, source: Path) -> None:
+def _write_adapter(
+    model: Any, processor: Any, record: TransferRecord, folder: Path, *, source: Path, base: str
+) -> None:
+    config, place = model.peft_config[model.active_adapter], Path(base).expanduser()
+    # Whole, since the run is used from other folders, too.
+    config.base_model_name_or_path = str(place.resolve()) if place.is_dir() else base
+    config.revision = revision_of_run(source, base)
     # PEFT would add the embeddings of the base where LoRA sits in the output layer; nothing of them has learned.
     model.save_pretrained(str(folder), save_embedding_layers=False)
     processor.save_pretrained(folder)
@@ -222,6 +230,7 @@ def _measure(
     sources: Sequence[Path],
     dataset: str | None,
     columns: Mapping[str, Any],
+    base: str | None = None,
 ) -> dict[str, dict[str, float]]:
     """Metrics of the new run, which go into its record, and of those that it was made of."""
     if dataset is None:
@@ -240,4 +249,4 @@ def _measure(
     for key, value in found.items():
         setattr(record, key, value)
     write_run(record, folder)
-    return {**{str(one): evaluate_run(one, dataset, **columns)["metrics"] for one in sources}, **measured}
+    return {**{str(one): evaluate_run(one, dataset, base=base, **columns)["metrics"] for one in sources}, **measured}

@@ -31,6 +31,7 @@ def evaluate_run(
     split: str | None = None,
     batch_size: int | None = None,
     errors: int = 4,
+    base: str | None = None,
     **columns: Any,
 ) -> dict[str, Any]:
     """
@@ -47,6 +48,8 @@ def evaluate_run(
             Rows at a time; 64, or what the task takes where its outputs are large.
         errors (`int`, *optional*, defaults to 4):
             Most confident errors, or samples of what the model wrote, at most.
+        base (`str`, *optional*):
+            Hub id or folder of the base of an adapter, where the run does not find it.
         **columns (`str`, *optional*):
             `text_column="..."` and so on, as in [`TransferConfig`]; as in training, or guessed, without them.
 
@@ -57,7 +60,9 @@ def evaluate_run(
     Raises:
         ValueError: If run or data are missing or do not fit together.
     """
-    data, _, metrics, outcome = _predict(run, dataset, split, columns, batch_size, labelled=True, errors=errors)
+    data, _, metrics, outcome = _predict(
+        run, dataset, split, columns, batch_size, labelled=True, errors=errors, base=base
+    )
     told = TASKS[TransferRecord.load(run).task].report(data, outcome, errors)
     return {"rows": len(outcome.rows), "split": split or next(iter(data.splits)), "metrics": metrics, **told}
 
@@ -69,6 +74,7 @@ def predict_run(
     *,
     split: str | None = None,
     batch_size: int | None = None,
+    base: str | None = None,
     **columns: Any,
 ) -> int:
     """
@@ -85,6 +91,8 @@ def predict_run(
             Split to answer, where there are several.
         batch_size (`int`, *optional*):
             Rows at a time.
+        base (`str`, *optional*):
+            As in [`evaluate_run`].
         **columns (`str`, *optional*):
             As in [`evaluate_run`].
 
@@ -104,7 +112,7 @@ def predict_run(
         raise ValueError(f"`output` must end in {' or '.join(FORMATS)}, but got {output.name!r}.")
     if output.exists():
         raise ValueError(f"`output` must be a new file, but {str(output)!r} exists. Delete it or name another.")
-    data, given, _, outcome = _predict(run, str(file), split, columns, batch_size, labelled=False)
+    data, given, _, outcome = _predict(run, str(file), split, columns, batch_size, labelled=False, base=base)
     answers = TASKS[TransferRecord.load(run).task].answers(data, outcome)
     rows = [{**row, **answer} for row, answer in zip(given, answers, strict=True)]
     write_atomically(output, _as_csv(rows) if output.suffix.lower() == ".csv" else _as_lines(rows))
@@ -119,6 +127,7 @@ def _predict(
     batch_size: int | None,
     *,
     labelled: bool,
+    base: str | None,
     errors: int = 0,
 ) -> tuple[TaskData, Dataset, dict[str, float], Outcome]:
     """The rows as read and as given, metrics, and what the model gave."""
@@ -129,7 +138,7 @@ def _predict(
     chosen = next(iter(data.splits))
     config = TransferConfig(model=str(folder), dataset=dataset, task=record.task)
     processor = load_processor(config)
-    model = load_run_model(folder, record, processor=processor)
+    model = load_run_model(folder, record, processor=processor, base=base)
     size = batch_size or task.arguments.get("per_device_eval_batch_size", 64)
     args = TrainingArguments(
         output_dir=str(folder),
@@ -138,10 +147,10 @@ def _predict(
         report_to="none",
         dataloader_pin_memory=False,
     )
-    base = beneath_adapters(model)[0]
-    set_up(task, base, processor, data, args)
-    length = readable_length(config, processor, base, kept=virtual_tokens(model))
-    encoded, _ = encode_rows(task, data, processor, length, base)
+    inner = beneath_adapters(model)[0]
+    set_up(task, inner, processor, data, args)
+    length = readable_length(config, processor, inner, kept=virtual_tokens(model))
+    encoded, _ = encode_rows(task, data, processor, length, inner)
     trainer = Trainer(
         model=model,
         args=args,

@@ -51,6 +51,10 @@ def load_run_model(
     """
     folder = Path(folder)
     if not is_adapter(folder):
+        if base is not None:
+            raise ValueError(
+                f"`base` names what an adapter stands on, but {str(folder)!r} holds a whole model. Leave `--base` out."
+            )
         return load_bare_model(str(folder), folder, record, processor=processor)[0]
     trained = (record.adapter or {}).get("base_precision")
     found, _ = load_bare_model(
