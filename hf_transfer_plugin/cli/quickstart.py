@@ -59,10 +59,14 @@ def run(argv: Sequence[str]) -> int:
     ))
     folder = options.output_dir
     print(f"\n{table(rows)}\n\non {record.dataset['splits']['test']:,} test rows. The run folder is {folder}:")
-    print("model.safetensors, tokenizer, transfer_record.json, README.md (the card), schedule.png.\n\nNext:")
+    weights = "model.safetensors" if record.adapter is None else "adapter_model.safetensors"
+    print(f"{weights}, tokenizer, transfer_record.json, README.md (the card), schedule.png.\n\nNext:")
     print(f"  hf-transfer-plugin demo {folder}")
     print(f"  hf-transfer-plugin push {folder} USER/NAME --space")
     print(f"  hf-transfer-plugin evaluate {folder} --dataset your_reviews.csv")
+    if record.adapter is not None:
+        print(f"  hf-transfer-plugin merge {folder} {folder}-merged")
+        return 0
     print(f"  hf-transfer-plugin inspect {folder}")
     print(f"  hf-transfer-plugin train --model {folder} --dataset your_reviews.csv --output_dir my-run")
     return 0

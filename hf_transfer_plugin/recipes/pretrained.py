@@ -66,11 +66,7 @@ def load_model(
         settings = {"problem_type": data.problem_type or None, "num_labels": data.outputs}
     if names:
         settings |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
-    if is_adapter(Path(config.model).expanduser()):
-        raise ValueError(
-            f"`model` must be a whole model, but {config.model!r} holds an adapter. Merge it first with "
-            f"`hf-transfer-plugin merge {config.model} OUTPUT`, or train another on its base."
-        )
+    _refuse_adapter(config.model)
     found = _load(transformers.AutoConfig, config)
     auto = _auto_class(task, found, config.model)
     if config.base_precision in QUANTISED:
@@ -85,6 +81,14 @@ def load_model(
     keep_gradients(model)
     mismatched = (entry[0] if isinstance(entry, (tuple, list)) else entry for entry in info["mismatched_keys"])
     return model, frozenset({*info["missing_keys"], *mismatched})
+
+
+def _refuse_adapter(name: str) -> None:
+    if is_adapter(Path(name).expanduser()):
+        raise ValueError(
+            f"`model` must be a whole model, but {name!r} holds an adapter. Merge it first with "
+            f"`hf-transfer-plugin merge {name} OUTPUT`, or name its base."
+        )
 
 
 def _auto_class(task: Task, found: Any, name: str) -> Any:
@@ -135,6 +139,7 @@ def sketch_model(name: str, task: str | None = None, *, trust_remote_code: bool 
     if task is not None and task not in TASKS:
         raise ValueError(f"`task` must be one of {', '.join(TASKS)}, but got {task!r}.")
     settings = TransferConfig(model=name, dataset="-", trust_remote_code=trust_remote_code)
+    _refuse_adapter(name)
     config = _load(transformers.AutoConfig, settings)
     saved = getattr(transformers, (getattr(config, "architectures", None) or ["AutoModel"])[0], None)
     auto = _auto_class(TASKS[task], config, name) if task else saved or transformers.AutoModel
