@@ -24,7 +24,7 @@ from hf_transfer_plugin.adapters.targets import (
     smallest_side,
     targetable,
 )
-from hf_transfer_plugin.layers import LayerGroups
+from hf_transfer_plugin.layers import LayerGroups, input_embeddings
 
 
 def build_config(model: nn.Module, groups: LayerGroups, spec: dict[str, Any]) -> PeftConfig:
@@ -126,13 +126,10 @@ def _found_targets(model: nn.Module, groups: LayerGroups, spec: dict[str, Any], 
 
 
 def _embedding_table(model: nn.Module) -> str:
-    try:
-        table = model.get_input_embeddings()  # type: ignore[operator]
-    except NotImplementedError:
-        table = None
+    table = input_embeddings(model)
     if not isinstance(table, nn.Embedding):
         raise ValueError(
-            f"Tokens can be trained where there is a table of them, which {type(model).__name__} has not."
+            f"Tokens can be trained where there is a table of them, which {type(model).__name__} has not. Use `lora`."
         )
     return next(name for name, module in model.named_modules() if module is table)
 

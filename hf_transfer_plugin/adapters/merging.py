@@ -252,16 +252,16 @@ def _merged_copy(model: PeftModel) -> nn.Module:
         merged = copied.merge_and_unload(safe_merge=True)
     except ValueError as error:
         if "NaNs detected" not in str(error):
-            raise _unmergeable(kind, error) from error
+            raise _unmergeable(kind, _first_line(error)) from error
         raise ValueError(
             "The adapter holds values that are no numbers, so it was not merged. Go back to an earlier checkpoint of "
             "its training."
         ) from error
     except (AttributeError, NotImplementedError, RuntimeError, TypeError) as error:
-        raise _unmergeable(kind, error) from error
+        raise _unmergeable(kind, _first_line(error)) from error
     left = [name for name, m in merged.named_modules() if isinstance(m, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
     if left:
-        raise _unmergeable(kind, NotImplementedError(f"it leaves `{left[0]}` as it is."))
+        raise _unmergeable(kind, f"it leaves `{left[0]}` as it is.")
     for name, parameter in merged.named_parameters():
         # A head that learned in fp32 over a 16-bit base would be saved as a model of two precisions.
         if precisions.get(name, parameter.dtype) != parameter.dtype:
@@ -280,9 +280,12 @@ def _unwrap(model: nn.Module) -> None:
             model.set_submodule(name, plain)
 
 
-def _unmergeable(kind: str, error: Exception) -> ValueError:
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return ValueError(f"PEFT cannot merge this {kind} adapter: {first} Keep the adapter, and load it with its base.")
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _unmergeable(kind: str, reason: str) -> ValueError:
+    return ValueError(f"PEFT cannot merge this {kind} adapter: {reason} Keep the adapter, and load it with its base.")
 
 
 def _tensors(module: nn.Module) -> Iterable[torch.Tensor]:

@@ -7,6 +7,7 @@ from peft import PeftConfig, TaskType
 from torch import nn
 
 from hf_transfer_plugin.adapters.methods import kind_of
+from hf_transfer_plugin.layers import input_embeddings
 from hf_transfer_plugin.layers.probe import dummy_inputs, untouched
 
 _BEFORE_TEXT = (TaskType.SEQ_CLS, TaskType.CAUSAL_LM, TaskType.SEQ_2_SEQ_LM)
@@ -40,20 +41,13 @@ def check_prompts(model: nn.Module, config: PeftConfig) -> None:
     # Such heads read the last token, and by embeddings alone cannot tell which are padding.
     if not prefix and config.task_type == TaskType.SEQ_CLS and hasattr(model, "score"):
         raise ValueError(f"{kind} would let the classifier of {name} read the padding. Use `prefix` or `lora`.")
-    table = _embedding_size(model)
-    if config.token_dim is None and table is not None and not prefix:
-        config.token_dim = table
+    table = input_embeddings(model)
+    if config.token_dim is None and isinstance(table, nn.Embedding) and not prefix:
+        config.token_dim = table.embedding_dim
     takes = inspect.signature(getattr(model, "base_model", model).forward).parameters
     wanted = "past_key_values" if prefix else "inputs_embeds"
     if wanted not in takes:
         raise ValueError(f"{kind} needs a model that takes `{wanted}`, which {name} does not. Use `lora` or `ia3`.")
-
-
-def _embedding_size(model: Any) -> int | None:
-    try:
-        return int(model.get_input_embeddings().weight.shape[1])
-    except (NotImplementedError, AttributeError):
-        return None
 
 
 def check_answers(model: Any) -> None:

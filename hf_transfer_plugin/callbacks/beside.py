@@ -1,5 +1,6 @@
 """What PEFT leaves out of a checkpoint and a run cannot go on without, in a file beside the weights."""
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from transformers import TrainerCallback
 from hf_transfer_plugin.callbacks.resuming import FILES_KEY, STATE_KEY
 
 
-class BesideCheckpoint(TrainerCallback):
+class BesideCheckpoint(TrainerCallback, ABC):
     """
     Writes tensors beside the weights of every checkpoint and reads them on resume. The checkpoint's state names the
     file, so that a checkpoint without it is not taken for a whole one.
@@ -26,6 +27,7 @@ class BesideCheckpoint(TrainerCallback):
         self.file, self.why = file, why
         self.resumed_from: Path | None = None
 
+    @abstractmethod
     def tensors(self, model: Any) -> dict[str, torch.Tensor]:
         """
         Args:
@@ -35,7 +37,6 @@ class BesideCheckpoint(TrainerCallback):
         Returns:
             `dict[str, torch.Tensor]`: What to write.
         """
-        raise NotImplementedError
 
     def begin(self, args: Any, state: Any) -> dict[str, torch.Tensor]:
         """

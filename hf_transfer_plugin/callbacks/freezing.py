@@ -69,7 +69,8 @@ class FreezingCallback(TrainerCallback):
         learning_rates (`LayerwiseDecay` or `SlantedTriangular`, *optional*):
             Factors that change with the step; [`attach`] passes them.
         keep_dropout (`bool`, *optional*, defaults to `False`):
-            Let frozen layers drop out as in training; their BatchNorm stays still all the same.
+            Let frozen layers drop out as in training, as those beneath adapters always do; their BatchNorm stays still
+            all the same.
 
     Raises:
         ValueError: At the start of training, if schedule, model and arguments do not fit together.

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_transfer_plugin._optional import require
+from hf_transfer_plugin.hub.adapter_facts import method_name
 from hf_transfer_plugin.record import TransferRecord
 
 logger = logging.getLogger(__name__)
@@ -91,6 +92,11 @@ def plain(axes: Any) -> None:
     axes.tick_params(colors=INK, labelsize=8)
 
 
+def _what(record: TransferRecord) -> str:
+    """Of a layer group with an adapter only that learns, and what was named beside it."""
+    return f"{method_name(record.adapter)} in each layer group" if record.adapter else "each layer group"
+
+
 def _draw_phases(axes: Any, record: TransferRecord, names: list[str], steps: int) -> None:
     """One row a group, the head on top as the thaw goes down."""
     ends = [phase["step"] for phase in record.phases[1:]] + [steps]
@@ -102,7 +108,7 @@ def _draw_phases(axes: Any, record: TransferRecord, names: list[str], steps: int
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(-0.6, len(names) - 0.4)
     axes.set_title(
-        f"{record.strategy.get('name', '')}: when each layer group learned (blue) and was frozen (grey)",
+        f"{record.strategy.get('name', '')}: when {_what(record)} learned (blue) and was frozen (grey)",
         loc="left",
         fontsize=10,
         color=INK,

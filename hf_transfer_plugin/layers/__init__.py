@@ -2,7 +2,13 @@
 
 from hf_transfer_plugin.layers.discovery import discover_layer_groups
 from hf_transfer_plugin.layers.groups import LayerGroup, LayerGroups, check_patterns
-from hf_transfer_plugin.layers.naming import beneath_adapters, is_flattened, parameters_by_name, unwrapped_name
+from hf_transfer_plugin.layers.naming import (
+    beneath_adapters,
+    input_embeddings,
+    is_flattened,
+    parameters_by_name,
+    unwrapped_name,
+)
 
 __all__ = [
     "LayerGroup",
@@ -10,6 +16,7 @@ __all__ = [
     "beneath_adapters",
     "check_patterns",
     "discover_layer_groups",
+    "input_embeddings",
     "is_flattened",
     "parameters_by_name",
     "unwrapped_name",

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from hf_transfer_plugin.layers.groups import LayerGroup, LayerGroups, check_patterns
 from hf_transfer_plugin.layers.naming import (
     beneath_adapters,
+    input_embeddings,
     is_flattened,
     locked_parameters,
     parameters_by_name,
@@ -157,7 +158,7 @@ def _from_patterns(model: nn.Module, patterns: Sequence[str]) -> LayerGroups:
 
 
 def _coarse(model: nn.Module, tied: bool) -> LayerGroups:
-    embedding = _input_embeddings(model)
+    embedding = input_embeddings(model)
     held = {id(p) for p in embedding.parameters()} if embedding is not None else set()
     members: dict[str, list[str]] = {"embeddings": [], "body": [], "head": []}
     for name, parameter in parameters_by_name(model).items():
@@ -174,17 +175,9 @@ def _coarse(model: nn.Module, tied: bool) -> LayerGroups:
     )
 
 
-def _input_embeddings(model: nn.Module) -> nn.Module | None:
-    try:
-        found = model.get_input_embeddings()  # type: ignore[operator]
-    except (AttributeError, NotImplementedError):
-        return None
-    return found if isinstance(found, nn.Module) else None
-
-
 def _looked_up(model: nn.Module) -> set[int]:
     """Parameters of every embedding: a decoder's may be another than the one that the model calls its input."""
-    tables = [_input_embeddings(model), *(m for m in model.modules() if isinstance(m, nn.Embedding))]
+    tables = [input_embeddings(model), *(m for m in model.modules() if isinstance(m, nn.Embedding))]
     return {id(parameter) for table in tables if table is not None for parameter in table.parameters()}
 
 
@@ -212,7 +205,7 @@ def _assign(model: nn.Module, layout: Layout, order: CallOrder | None, tied: boo
     owners = {block: group for group, blocks in zip(layout.names, layout.members, strict=True) for block in blocks}
     roots = {block.split(".")[0] for block in owners}
     clock = _Clock(model, layout, order, owners)
-    embedding = _input_embeddings(model)
+    embedding = input_embeddings(model)
     written = _output_parameters(model)
     shared = written & _looked_up(model)
     looked_up = shared | ({id(p) for p in embedding.parameters()} if embedding is not None else set())

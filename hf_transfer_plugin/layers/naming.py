@@ -77,6 +77,23 @@ def beneath_adapters(model: nn.Module) -> tuple[nn.Module, str]:
     return found, f"{unwrapped_name(path)}." if path else ""
 
 
+def input_embeddings(model: nn.Module) -> nn.Module | None:
+    """
+    Args:
+        model (`nn.Module`):
+            A model.
+
+    Returns:
+        `nn.Module` or `None`: What the model calls its input embeddings; `None` where it names none, as Transformers
+        does by an error.
+    """
+    try:
+        found = model.get_input_embeddings()  # type: ignore[operator]
+    except (AttributeError, NotImplementedError):
+        return None
+    return found if isinstance(found, nn.Module) else None
+
+
 def locked_parameters(model: nn.Module) -> frozenset[str]:
     """
     Args:

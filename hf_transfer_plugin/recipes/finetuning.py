@@ -89,7 +89,8 @@ def finetune(
 
     Raises:
         ValueError: For anything wrong with data, model, strategy or run folder, before training starts.
-        RuntimeError: If the loss becomes NaN or infinite, or the Hub refuses a push (then the run folder is whole).
+        RuntimeError: If the loss becomes NaN or infinite, or, with the run folder whole, the adapter cannot be merged
+            or the Hub refuses a push.
         KeyboardInterrupt: After Ctrl-C, when the checkpoint has been saved.
 
     Example:

@@ -100,7 +100,8 @@ def attach(
         groups (`LayerGroups`, *optional*):
             Layer groups; discovered where they are not given.
         keep_dropout (`bool`, *optional*, defaults to `False`):
-            Let frozen layers drop out as in training; their BatchNorm stays still all the same.
+            Let frozen layers drop out as in training, as those beneath adapters always do; their BatchNorm stays still
+            all the same.
 
     Returns:
         `LayerGroups`: The layer groups in use.
