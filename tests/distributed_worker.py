@@ -49,7 +49,7 @@ CELLS = [
         ("sgd", 1, False), ("sgd", 2, False), ("sgd", 1, True), ("sgd", 2, True), ("adamw_torch_fused", 2, True),
     )
 ]  # fmt: skip
-STRATEGIES["full"] = full()
+ADAPTER_STRATEGIES = STRATEGIES | {"full": full()}
 # Without dropout, as the model: one process draws other masks than two.
 ADAPTERS = {
     "lora": {"name": "lora", "lora_dropout": 0.0},
@@ -298,7 +298,7 @@ def attached_adapter(folder, cell, **kwargs):
     trainer = make_trainer(folder, cell=cell, model=adapted(adapter), **more, **kwargs)
     if adapter == "writer":
         trainer.train_dataset = written()
-    attach(trainer, schedule=STRATEGIES[cell[0]], learning_rates=LayerwiseDecay(0.8, warmup_steps=2))
+    attach(trainer, schedule=ADAPTER_STRATEGIES[cell[0]], learning_rates=LayerwiseDecay(0.8, warmup_steps=2))
     return trainer
 
 
@@ -463,8 +463,9 @@ def sharded_adapters(out, rank):
     worst = {}
     for adapter, name in (("lora", "gradual"), ("lora", "chain"), ("upper", "sampling"), ("ia3", "full")):
         before = adapted(adapter).state_dict()
-        expected = manual_run(STRATEGIES[name], lambda model: model, 0, 1, adapter).state_dict()
-        model = manual_run(STRATEGIES[name], fsdp2, rank, 2, adapter)
+        strategy = ADAPTER_STRATEGIES[name]
+        expected = manual_run(strategy, lambda model: model, 0, 1, adapter).state_dict()
+        model = manual_run(strategy, fsdp2, rank, 2, adapter)
         found = {k: v.full_tensor() for k, v in model.state_dict().items() if isinstance(v, DTensor)}
         assert found.keys() == dict(model.named_parameters()).keys()
         worst[f"{adapter} {name}"] = max(float((found[k] - expected[k]).abs().max()) for k in found)
