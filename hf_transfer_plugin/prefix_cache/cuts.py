@@ -1,0 +1,397 @@
+"""Where the frozen part of a model ends: what need not run, what is fed instead, and the proof that this is the same."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_flatten
+
+from hf_transfer_plugin.freezing import set_trainable, still_modules
+from hf_transfer_plugin.layers import parameters_by_name, unwrapped_name
+from hf_transfer_plugin.layers.probe import untouched
+from hf_transfer_plugin.prefix_cache.passage import Address, Passage
+
+_RESULTS = ("loss", "logits", "boxes", "embeds", "scores", "masks")
+
+
+class CannotCacheError(ValueError):
+    """Why the frozen part of this model cannot be cached, as a sentence."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """
+    The end of the frozen prefix for one set of learning parameters.
+
+    Args:
+        fed (`str`):
+            Name of the first module above it.
+        skipped (`tuple[str, ...]`):
+            Modules that are not run.
+        addresses (`tuple[Address, ...]`):
+            The tensors that pass.
+        repeated (`bool`, *optional*, defaults to `False`):
+            Whether a forward pass calls the fed module several times.
+    """
+
+    fed: str
+    skipped: tuple[str, ...]
+    addresses: tuple[Address, ...]
+    repeated: bool = False
+
+    def passage(self, model: nn.Module) -> Passage:
+        """
+        Args:
+            model (`nn.Module`):
+                The model.
+
+        Returns:
+            `Passage`: Hands for it, not yet on.
+        """
+        return Passage(model, self.fed, self.skipped, repeated=self.repeated)
+
+    def pick(self, caught: Mapping[str, Sequence[Any]]) -> dict[Address, torch.Tensor]:
+        """
+        Args:
+            caught (`Mapping[str, Sequence]`):
+                What [`Passage.watch`] kept.
+
+        Returns:
+            `dict[Address, torch.Tensor]`: The tensors that pass the cut.
+        """
+        return {address: caught[address.module][address.leaf] for address in self.addresses}
+
+
+@dataclass
+class Trace:
+    """
+    One forward pass, module by module.
+
+    Args:
+        order (`list[str]`):
+            Names of the modules in the order in which they were entered, again at each call.
+    """
+
+    order: list[str] = field(default_factory=list)
+
+    def first(self, name: str) -> int:
+        """
+        Args:
+            name (`str`):
+                A module that was entered.
+
+        Returns:
+            `int`: When it was entered first.
+        """
+        return self.order.index(name)
+
+
+def trace(model: nn.Module, inputs: Mapping[str, Any]) -> Trace:
+    """
+    Args:
+        model (`nn.Module`):
+            The model; left as it was.
+        inputs (`Mapping[str, Any]`):
+            A batch.
+
+    Returns:
+        `Trace`: What ran when.
+    """
+    found = Trace()
+
+    def entering(name: str) -> Any:
+        return lambda module, args: found.order.append(name)
+
+    handles = [module.register_forward_pre_hook(entering(name)) for name, module in model.named_modules()]
+    try:
+        with untouched(model):
+            model(**inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def find_cut(model: nn.Module, learning: frozenset[str], probes: Sequence[Mapping[str, Any]]) -> Cut:
+    """
+    Finds the deepest place from which a model can be run on stored tensors, and proves on batches that outputs and
+    gradients are the same bit for bit, and that they are others where noise is fed.
+
+    Args:
+        model (`nn.Module`):
+            The model; left as it was.
+        learning (`frozenset[str]`):
+            Names of the parameters that learn.
+        probes (`Sequence[Mapping[str, Any]]`):
+            Batches on the model's device, if possible of different size and length.
+
+    Returns:
+        `Cut`: The cut.
+
+    Raises:
+        CannotCacheError: If there is no such place, with the reason.
+    """
+    traces = [trace(model, probe) for probe in probes]
+    still = still_modules(model, learning)
+    first = _first_live(model, learning, still, traces[0])
+    reasons: list[str] = []
+    found: list[tuple[Any, Cut]] = []
+    with _prepared(model, learning):
+        prover = _Prover(model, learning, probes)
+        for fed in _ancestors(first):
+            skipped = _skippable(model, fed, still, traces)
+            if not skipped:
+                continue
+            try:
+                cut, size = prover.prove(fed, skipped, repeated=traces[0].order.count(fed) > 1)
+            except CannotCacheError as error:
+                reasons.append(f"{fed}: {error}")
+                continue
+            weights = sum(p.numel() for name in cut.skipped for p in model.get_submodule(name).parameters())
+            found.append(((-weights, size, -len(found)), cut))
+    if not found:
+        above = unwrapped_name(first)
+        raise CannotCacheError(
+            f"what lies below {above!r} cannot be replaced by stored tensors ({reasons[-1]})"
+            if reasons
+            else f"nothing lies below {above!r}, the first module that learns or drops out"
+        )
+    return min(found, key=lambda pair: pair[0])[1]
+
+
+def _first_live(model: nn.Module, learning: frozenset[str], still: Sequence[nn.Module], seen: Trace) -> str:
+    names = {id(p): name for name, p in parameters_by_name(model).items()}
+    quiet = {id(inner) for module in still for inner in module.modules()}
+    modules = dict(model.named_modules())
+    dropping: str | None = None
+    for name in seen.order:
+        module = modules[name]
+        own = [names[id(p)] for p in module.parameters(recurse=False)]
+        if any(n in learning for n in own):
+            return dropping or name
+        if own:
+            # Dropout before a frozen layer is part of the prefix, and as still as that.
+            dropping = None
+        elif isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0 and id(module) not in quiet:
+            dropping = dropping or name
+    raise CannotCacheError("no module with a learning parameter is called by itself")
+
+
+def _ancestors(name: str) -> list[str]:
+    """The module itself, what holds it, and so on; without the model."""
+    parts = name.split(".")
+    return [".".join(parts[:i]) for i in range(len(parts), 0, -1) if name]
+
+
+def _skippable(model: nn.Module, fed: str, still: Sequence[nn.Module], traces: Sequence[Trace]) -> tuple[str, ...]:
+    """The outermost frozen modules that run before the fed one, and never again in the same pass."""
+    if any(fed not in seen.order for seen in traces):
+        return ()
+    order, moment = traces[0].order, traces[0].first(fed)
+    last = {name: i for i, name in enumerate(order)}
+    quiet = {id(inner) for module in still for inner in module.modules()}
+    modules = dict(model.named_modules())
+    chosen: list[str] = []
+    for name in order[:moment]:
+        inside = any(name.startswith(f"{other}.") for other in chosen) or name in chosen
+        around = fed.startswith(f"{name}.") or not name
+        if inside or around or id(modules[name]) not in quiet or not any(True for _ in modules[name].parameters()):
+            continue
+        if last[name] < moment and order.count(name) == 1:
+            chosen.append(name)
+    return tuple(chosen)
+
+
+@contextmanager
+def _prepared(model: nn.Module, learning: frozenset[str]) -> Any:
+    """Everything in eval mode, with the phase's parameters trainable, so that gradients can be compared."""
+    before = [name for name, parameter in parameters_by_name(model).items() if parameter.requires_grad]
+    try:
+        with untouched(model), torch.enable_grad():
+            set_trainable(model, learning)
+            yield
+    finally:
+        set_trainable(model, before)
+
+
+class _Prover:
+    """Tries cuts of one model on the same batches."""
+
+    def __init__(self, model: nn.Module, learning: frozenset[str], probes: Sequence[Mapping[str, Any]]) -> None:
+        self.model, self.probes = model, probes
+        self.parameters = [p for name, p in parameters_by_name(model).items() if name in learning]
+        self.sizes = [_batch_size(probe) for probe in probes]
+
+    def prove(self, fed: str, skipped: tuple[str, ...], *, repeated: bool) -> tuple[Cut, int]:
+        """The cut at a module, with the elements that pass it for the first batch."""
+        for _ in range(4):
+            cut = Cut(fed, skipped, (), repeated)
+            with cut.passage(self.model).installed() as passage:
+                lives = [self._live(passage, probe) for probe in self.probes]
+                passed = self._passed(passage, cut, lives, {})
+                odd = [a for a in passed if not self._is_of_rows(a, lives)]
+                makers = {self._maker(a, lives[0][0], skipped) for a in odd}
+                if not odd:
+                    cut = self._narrowed(passage, replace(cut, addresses=passed), lives)
+                    values = cut.pick(lives[0][0])
+                    return cut, sum(v.numel() for v in values.values())
+            # What depends on the whole batch, such as a position bias, is made anew by the module that makes it.
+            if None in makers:
+                raise CannotCacheError(
+                    f"it takes a tensor of shape {_shape(odd[0], lives)} that is not one of each row"
+                )
+            skipped = tuple(name for name in skipped if name not in makers)
+        raise CannotCacheError("too many tensors depend on the whole batch")
+
+    def _live(self, passage: Passage, probe: Mapping[str, Any]) -> tuple[dict[str, list[Any]], list[torch.Tensor]]:
+        caught, output = passage.watch(probe)
+        # The pass goes on with these very objects, and some modules write into their inputs.
+        caught = {name: [v.detach() if isinstance(v, torch.Tensor) else v for v in c] for name, c in caught.items()}
+        return caught, self._facts(output)
+
+    def _facts(self, output: Any) -> list[torch.Tensor]:
+        """Results and gradients."""
+        found = results(output)
+        total = found[0] if found[0].ndim == 0 else sum(r.float().square().sum() for r in found)
+        wanted = [p for p in self.parameters if p.requires_grad]
+        gradients = torch.autograd.grad(total, wanted, allow_unused=True) if total.requires_grad else []
+        return [r.detach() for r in found] + [torch.zeros(()) if g is None else g for g in gradients]
+
+    def _passed(self, passage: Passage, cut: Cut, lives: Any, values: Mapping[Address, torch.Tensor]) -> Any:
+        """Inputs of the fed module that are others when what is skipped gives noise."""
+        found: list[Address] = []
+        for probe, (caught, _) in zip(self.probes, lives, strict=False):
+            passage.feed(values, noise=True)
+            seen: list[Any] = []
+            handle = passage._modules[cut.fed].register_forward_pre_hook(_keeping(seen), with_kwargs=True)
+            try:
+                self.model(**probe)
+            except _SeenError:
+                pass
+            except Exception as error:
+                raise CannotCacheError(f"the model fails on placeholders: {type(error).__name__}: {error}") from error
+            finally:
+                handle.remove()
+                passage.rest()
+            if not seen or len(seen[0]) != len(caught[cut.fed]):
+                raise CannotCacheError("it is called otherwise when the modules below are skipped")
+            for leaf, (true, other) in enumerate(zip(caught[cut.fed], seen[0], strict=True)):
+                address = Address(cut.fed, False, leaf)
+                if isinstance(true, torch.Tensor) and address not in found and not _equal(true, other):
+                    found.append(address)
+        return tuple(found)
+
+    def _is_of_rows(self, address: Address, lives: Any) -> bool:
+        """Whether a tensor holds one entry a row, of which at most one size differs between batches."""
+        shapes = [tuple(caught[address.module][address.leaf].shape) for caught, _ in lives]
+        if any(not shape or shape[0] != size for shape, size in zip(shapes, self.sizes, strict=True)):
+            return False
+        if len({len(shape) for shape in shapes}) > 1:
+            return False
+        return sum(len(set(sizes)) > 1 for sizes in list(zip(*shapes, strict=True))[1:]) <= 1
+
+    def _maker(self, address: Address, caught: Mapping[str, Sequence[Any]], skipped: Sequence[str]) -> str | None:
+        value = caught[address.module][address.leaf]
+        for name in skipped:
+            if any(isinstance(v, torch.Tensor) and v.data_ptr() == value.data_ptr() for v in caught.get(name, ())):
+                return name
+        return None
+
+    def _narrowed(self, passage: Passage, cut: Cut, lives: Any) -> Cut:
+        """With the outputs that later modules read too, such as an encoder's; refused where nothing is the same."""
+        if self._same(passage, cut, lives):
+            self._require_effect(passage, cut, lives)
+            return cut
+        caught = lives[0][0]
+        outputs = tuple(
+            Address(name, True, leaf)
+            for name in cut.skipped
+            for leaf, value in enumerate(caught[name])
+            if isinstance(value, torch.Tensor)
+        )
+        everything = replace(cut, addresses=(*outputs, *cut.addresses))
+        if not self._same(passage, everything, lives):
+            raise CannotCacheError("outputs or gradients are not the same bit for bit")
+        needed = list(outputs)
+        for address in outputs:
+            fewer = replace(cut, addresses=(*(a for a in needed if a != address), *cut.addresses))
+            if self._same(passage, fewer, lives):
+                needed.remove(address)
+        if not all(self._is_of_rows(address, lives) for address in needed):
+            raise CannotCacheError("what later modules read again is not one of each row")
+        values = {address: caught[address.module][address.leaf] for address in needed}
+        inputs = self._passed(passage, cut, lives[:1], values)
+        cut = replace(cut, addresses=(*needed, *inputs))
+        if not self._same(passage, cut, lives):
+            raise CannotCacheError("outputs or gradients are not the same bit for bit")
+        self._require_effect(passage, cut, lives)
+        return cut
+
+    def _same(self, passage: Passage, cut: Cut, lives: Any) -> bool:
+        for probe, (caught, facts) in zip(self.probes, lives, strict=True):
+            try:
+                found = self._facts(passage.run(probe, cut.pick(caught), noise=True))
+            except Exception:  # noqa: BLE001  a model may fail in any way on what it was not made for
+                return False
+            if len(found) != len(facts) or not all(map(_equal, facts, found)):
+                return False
+        return True
+
+    def _require_effect(self, passage: Passage, cut: Cut, lives: Any) -> None:
+        """Fed with noise, the model must say something else; else the proof would prove nothing."""
+        values = cut.pick(lives[0][0])
+        noise = {a: torch.randn_like(v) if v.is_floating_point() else v for a, v in values.items()}
+        found = self._facts(passage.run(self.probes[0], noise, noise=True))
+        if all(map(_equal, lives[0][1], found)):
+            raise CannotCacheError("noise in its place gives the same outputs, so nothing can be proved")
+
+
+class _SeenError(Exception):
+    """The inputs of the fed module are known; the rest of the pass is not wanted."""
+
+
+def _keeping(seen: list[Any]) -> Any:
+    def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+        seen.append(tree_flatten((args, kwargs))[0])
+        raise _SeenError
+
+    return hook
+
+
+def results(output: Any) -> list[torch.Tensor]:
+    """
+    Args:
+        output (`ModelOutput`):
+            What a model returned.
+
+    Returns:
+        `list[torch.Tensor]`: Its loss and logits, boxes, embeddings; where it has none, its first tensor.
+    """
+    pairs = list(output.items()) if isinstance(output, Mapping) else [("", output)]
+    tensors = [(k, v) for k, v in pairs if isinstance(v, torch.Tensor) and v.is_floating_point()]
+    named = [v for k, v in tensors if any(k.endswith(end) or k.startswith(end) for end in _RESULTS)]
+    found = named or [v for _, v in tensors][:1]
+    if not found:
+        raise CannotCacheError("the model returns neither loss nor logits")
+    return found
+
+
+def _equal(one: Any, other: Any) -> bool:
+    return (
+        isinstance(one, torch.Tensor)
+        and isinstance(other, torch.Tensor)
+        and one.shape == other.shape
+        and one.dtype == other.dtype
+        and torch.equal(one.nan_to_num(), other.nan_to_num())
+    )
+
+
+def _batch_size(probe: Mapping[str, Any]) -> int:
+    return next(len(v) for v in probe.values() if isinstance(v, torch.Tensor) and v.ndim)
+
+
+def _shape(address: Address, lives: Any) -> tuple[int, ...]:
+    return tuple(lives[0][0][address.module][address.leaf].shape)

@@ -1,0 +1,152 @@
+"""The proof that stored entries may be put together anew: other companions, other padding, the same answers."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_transfer_plugin.layers.probe import untouched
+from hf_transfer_plugin.prefix_cache.cuts import CannotCacheError, Cut, results
+from hf_transfer_plugin.prefix_cache.entries import Part, join_rows, make_parts, split_rows
+from hf_transfer_plugin.prefix_cache.passage import Address, Catcher
+from hf_transfer_plugin.prefix_cache.rows import Span, row_spans
+from hf_transfer_plugin.prefix_cache.storage import decode, encode
+
+Collate = Callable[[list[Any]], Mapping[str, Any]]
+# Of the outputs, relative to the largest, where weights have 32 bits; another padded length alone makes 2e-6.
+AGREEMENT = 1e-5
+HALF_AGREEMENT = 5e-2
+# Of the stored values, |stored - exact| / |exact| as Euclidean norms: a unit in the last place of each storage; for
+# int8 steps of max / 127.
+ROUNDING = {"float32": 0.0, "float16": 2.0**-10, "bfloat16": 2.0**-7, "int8": 2.0**-4}
+
+
+def prove_storage(
+    model: nn.Module, cut: Cut, rows: Sequence[Any], collate: Collate, device: torch.device, storage: str
+) -> tuple[tuple[Part, ...], float]:
+    """
+    Catches rows one by one, and replays them together in one padded batch: its outputs must be those of the live model
+    within 1e-5 of the largest (5e-2 where weights have 16 bits), and what the storage rounds within its bound.
+
+    Args:
+        model (`nn.Module`):
+            The model; left as it was.
+        cut (`Cut`):
+            The cut.
+        rows (`Sequence`):
+            Rows of different length.
+        collate (`Callable`):
+            Makes a batch of rows.
+        device (`torch.device`):
+            Where the model is.
+        storage (`str`):
+            How floats are kept.
+
+    Returns:
+        `tuple`: The parts of an entry, and the relative error of the storage.
+
+    Raises:
+        CannotCacheError: If the outputs are others, or the storage cannot hold the values.
+    """
+    batches = [on_device(collate([row]), device) for row in rows]
+    whole = on_device(collate(list(rows)), device)
+    catcher = Catcher(model, cut.addresses)
+    try:
+        with untouched(model):
+            alone = [dict(catcher.run(batch, model)) for batch in batches]
+            together = dict(catcher.run(whole, model))
+    finally:
+        catcher.remove()
+    parts = make_parts(cut, [*alone, together], [*batches, whole])
+    spans = row_spans(whole)
+    values: dict[Address, torch.Tensor] = {}
+    error = 0.0
+    for part in parts:
+        entries = [split_rows(part, v, row_spans(b))[0] for v, b in zip(alone, batches, strict=True)]
+        entries = [[t.cpu() for t in entry] for entry in entries]
+        error = max(error, _rounding(part, entries, storage))
+        tensors, lengths = decode([encode(entry, part.slots, "float32") for entry in entries], part.slots, "float32")
+        values |= {a: v.to(device) for a, v in cast(part, join_rows(part, tensors, lengths, spans)).items()}
+    if error > ROUNDING[storage]:
+        raise CannotCacheError(f"{storage} rounds the activations by {error:.1e}, more than {ROUNDING[storage]:.1e}")
+    with untouched(model), cut.passage(model).installed() as passage:
+        _, live = passage.watch(whole)
+        replayed = passage.run(whole, values)
+    half = any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters())
+    far = _distance(results(live), results(replayed), spans)
+    if not far <= (HALF_AGREEMENT if half else AGREEMENT):
+        raise CannotCacheError(
+            f"rows that were stored alone give other outputs in a padded batch (by {far:.1e} of the largest): the "
+            "activations depend on how a row is padded or on its companions"
+        )
+    return parts, error
+
+
+def _rounding(part: Part, entries: Sequence[Sequence[torch.Tensor]], storage: str) -> float:
+    worst = 0.0
+    for i, slot in enumerate(part.slots):
+        if not slot.dtype.is_floating_point:
+            continue
+        exact = [entry[i].float().flatten() for entry in entries]
+        try:
+            coded = [decode([encode(entry, part.slots, storage)], part.slots, storage)[0][i] for entry in entries]
+        except ValueError as error:
+            raise CannotCacheError(str(error)) from error
+        kept = torch.cat([c.float().flatten() for c in coded])
+        true = torch.cat(exact)
+        worst = max(worst, float((kept - true).norm() / true.norm().clamp(min=1e-30)))
+    return worst
+
+
+def _distance(live: list[torch.Tensor], other: list[torch.Tensor], spans: Mapping[str, Span]) -> float:
+    """Largest difference, relative to the largest value, where rows are not padded."""
+    worst = 0.0
+    for one, two in zip(live, other, strict=True):
+        if one.shape != two.shape:
+            return float("inf")
+        kept = _kept(one, spans)
+        a, b = (one.float()[kept], two.float()[kept]) if kept is not None else (one.float(), two.float())
+        scale = a[a.isfinite()].abs().max() if a.isfinite().any() else torch.ones(())
+        gap = (a - b).nan_to_num(posinf=0.0, neginf=0.0).abs().max() if a.numel() else torch.zeros(())
+        if not torch.equal(a.isfinite(), b.isfinite()):
+            return float("inf")
+        worst = max(worst, float(gap / scale.clamp(min=1e-6)))
+    return worst
+
+
+def _kept(tensor: torch.Tensor, spans: Mapping[str, Span]) -> torch.Tensor | None:
+    for span in spans.values():
+        if tensor.ndim > 1 and tensor.shape[:2] == (len(span.starts), span.width):
+            places = torch.arange(span.width)[None]
+            starts, lengths = torch.tensor(span.starts)[:, None], torch.tensor(span.lengths)[:, None]
+            return ((places >= starts) & (places < starts + lengths)).to(tensor.device)
+    return None
+
+
+def cast(part: Part, values: Mapping[Address, torch.Tensor]) -> dict[Address, torch.Tensor]:
+    """
+    Args:
+        part (`Part`):
+            The part.
+        values (`Mapping[Address, torch.Tensor]`):
+            Tensors as they are stored.
+
+    Returns:
+        `dict[Address, torch.Tensor]`: In the type in which they passed.
+    """
+    return {a: values[a].to(slot.dtype) for a, slot in zip(part.addresses, part.slots, strict=True)}
+
+
+def on_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """
+    Args:
+        batch (`Mapping[str, Any]`):
+            A batch.
+        device (`torch.device`):
+            Where the model is.
+
+    Returns:
+        `dict[str, Any]`: The batch there.
+    """
+    return {name: v.to(device) if isinstance(v, torch.Tensor) else v for name, v in batch.items()}

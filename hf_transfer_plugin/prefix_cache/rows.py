@@ -1,0 +1,109 @@
+"""Which row is which: rows are known by what the model is given of them, so nothing stale can be mistaken for them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+
+# Neither tells what the frozen layers see. Labels do where a decoder is given them.
+_UNSEEN = {"labels", "label", "label_ids", "return_loss", "num_items_in_batch"}
+
+
+@dataclass(frozen=True)
+class Span:
+    """
+    Where the rows of a padded batch lie.
+
+    Args:
+        starts (`tuple[int, ...]`):
+            First position of each row.
+        lengths (`tuple[int, ...]`):
+            Positions of each row.
+        width (`int`):
+            Positions of the batch.
+    """
+
+    starts: tuple[int, ...]
+    lengths: tuple[int, ...]
+    width: int
+
+
+def row_spans(batch: Mapping[str, Any]) -> dict[str, Span]:
+    """
+    Args:
+        batch (`Mapping[str, Any]`):
+            What a collator made.
+
+    Returns:
+        `dict[str, Span]`: For `"tokens"` by the attention mask; for `"targets"` of an encoder-decoder by its mask or
+        by the labels that are not -100. Without either, none.
+    """
+    found = {}
+    mask = batch.get("attention_mask")
+    if isinstance(mask, torch.Tensor) and mask.ndim == 2:
+        found["tokens"] = _span(mask.cpu().numpy() != 0)
+    targets, labels = batch.get("decoder_attention_mask"), batch.get("labels")
+    if isinstance(targets, torch.Tensor) and targets.ndim == 2:
+        found["targets"] = _span(targets.cpu().numpy() != 0)
+    elif isinstance(labels, torch.Tensor) and labels.ndim == 2 and not labels.is_floating_point():
+        span = _span(labels.cpu().numpy() != -100)
+        # Left out at the start of a text, or a word's later pieces: not the end of the row.
+        ends = tuple(start + length for start, length in zip(span.starts, span.lengths, strict=True))
+        if "tokens" not in found or span.width != found["tokens"].width:
+            found["targets"] = Span((0,) * len(ends), ends, span.width)
+    return found
+
+
+def _span(kept: np.ndarray) -> Span:
+    width = kept.shape[1]
+    starts = kept.argmax(1)
+    ends = np.where(kept.any(1), width - kept[:, ::-1].argmax(1), 0)
+    return Span(tuple(starts.tolist()), tuple(np.maximum(ends - starts, 0).tolist()), width)
+
+
+def row_digests(batch: Mapping[str, Any], *, with_labels: bool = False) -> list[bytes]:
+    """
+    A digest of each row's own inputs, the same however the row is padded and whatever stands beside it.
+
+    Args:
+        batch (`Mapping[str, Any]`):
+            What a collator made.
+        with_labels (`bool`, *optional*, defaults to `False`):
+            Whether the labels are inputs too, as an encoder-decoder shifts them into its decoder.
+
+    Returns:
+        `list[bytes]`: 16 bytes (xxh3_128) a row.
+
+    Raises:
+        ValueError: If the batch holds no tensor with an entry for each row.
+    """
+    spans = row_spans(batch)
+    tensors = {
+        name: value.detach().cpu()
+        for name, value in sorted(batch.items())
+        if isinstance(value, torch.Tensor) and value.ndim and (with_labels or name not in _UNSEEN)
+    }
+    sizes = {len(value) for value in tensors.values()}
+    if len(sizes) != 1:
+        shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+        raise ValueError(f"every tensor of a batch must hold one entry a row, but got the shapes {shapes}")
+    hashers = [xxhash.xxh3_128() for _ in range(sizes.pop())]
+    for name, value in tensors.items():
+        array = value.view(torch.int16).numpy() if value.dtype == torch.bfloat16 else value.numpy()
+        span = _fitting(name, array.shape, spans)
+        head = f"{name}|{array.dtype}|".encode()
+        for i, hasher in enumerate(hashers):
+            row = array[i] if span is None else array[i, span.starts[i] : span.starts[i] + span.lengths[i]]
+            hasher.update(head + str(row.shape).encode())
+            hasher.update(np.ascontiguousarray(row).view(np.uint8).data if row.size else b"")
+    return [hasher.digest() for hasher in hashers]
+
+
+def _fitting(name: str, shape: tuple[int, ...], spans: Mapping[str, Span]) -> Span | None:
+    if len(shape) < 2:
+        return None
+    order: Sequence[str] = ("targets", "tokens") if name == "labels" or "decoder" in name else ("tokens", "targets")
+    return next((spans[axis] for axis in order if axis in spans and spans[axis].width == shape[1]), None)
