@@ -24,6 +24,7 @@ COMMANDS = {
     "card": "Render the model card of a run again.",
     "push": "Push a run, and perhaps its demo, to the Hub.",
     "demo": "Try the model of a run on a page in your browser.",
+    "cache": "List or remove the stored activations of frozen layers.",
 }
 USAGE = "usage: hf-transfer-plugin COMMAND [options]"
 EXAMPLE = """

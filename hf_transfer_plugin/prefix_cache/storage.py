@@ -290,23 +290,21 @@ def _decoded(
     buffers: Sequence[Any], starts: list[int], lengths: Sequence[int], slot: Slot, storage: str
 ) -> np.ndarray[Any, Any]:
     """The rows of one slot; `starts` moves on behind what was read."""
-    kind, axis, scaled, position = _kind(slot, storage), slot.axis, _is_scaled(slot, storage), 0
+    kind, axis, scaled = _kind(slot, storage), slot.axis, _is_scaled(slot, storage)
     shape = (len(buffers), *slot.sized(0)) if axis is None else slot.sized(sum(lengths))
-    made = np.empty(shape, np.float32 if scaled else kind)
-    before = (slice(None),) * (axis or 0)
+    each, rows = math.prod(size or 1 for size in slot.shape), []
     for row, (buffer, tokens) in enumerate(zip(buffers, lengths, strict=True)):
-        one, step = (1, *slot.sized(0)) if axis is None else slot.sized(tokens), 1 if axis is None else tokens
-        head, size = _parts(slot, storage, tokens)
-        values = np.frombuffer(buffer, kind, math.prod(one), starts[row] + head).reshape(one)
-        place = made[(*before, slice(position, position + step))]
+        count = each if axis is None else each * tokens
+        head = _parts(slot, storage, tokens)[0] if scaled else 0
+        values = np.frombuffer(buffer, kind, count, starts[row] + head)
+        if scaled or axis:
+            values = values.reshape((1, *slot.sized(0)) if axis is None else slot.sized(tokens))
         if scaled:
             scales = np.frombuffer(buffer, np.float32, head // 4, starts[row])
-            np.multiply(values, scales.reshape(*one[:-1], 1) if slot.shape else scales, out=place)
-        else:
-            place[...] = values
-        starts[row] += head + size
-        position += step
-    return made
+            values = values * (scales.reshape(*values.shape[:-1], 1) if slot.shape else scales)
+        starts[row] += head + count * kind.itemsize
+        rows.append(values)
+    return np.concatenate(rows, axis or 0).reshape(shape) if rows else np.empty(shape, np.float32 if scaled else kind)
 
 
 def size_words(count: int) -> str:
