@@ -1,4 +1,4 @@
-"""Where the frozen part of a model ends: what need not run, what is fed instead, and the proof that this is the same."""
+"""Where the frozen part of a model ends: what need not run, what is fed instead, and the proof that it is the same."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
@@ -244,6 +244,8 @@ class _Prover:
                     f"it takes a tensor of shape {_shape(odd[0], lives)} that is not one of each row"
                 )
             skipped = tuple(name for name in skipped if name not in makers)
+            if not skipped:
+                break
         raise CannotCacheError("too many tensors depend on the whole batch")
 
     def _live(self, passage: Passage, probe: Mapping[str, Any]) -> tuple[dict[str, list[Any]], list[torch.Tensor]]:
@@ -390,7 +392,9 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def _batch_size(probe: Mapping[str, Any]) -> int:
-    return next(len(v) for v in probe.values() if isinstance(v, torch.Tensor) and v.ndim)
+    # Pixels of several images may be packed into one row; texts and labels never are.
+    names = [*(name for name in ("input_ids", "decoder_input_ids", "labels") if name in probe), *probe]
+    return next(len(probe[n]) for n in names if isinstance(probe[n], torch.Tensor) and probe[n].ndim)
 
 
 def _shape(address: Address, lives: Any) -> tuple[int, ...]:
