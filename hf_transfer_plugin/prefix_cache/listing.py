@@ -28,7 +28,7 @@ class StoreFacts:
         storage (`str`):
             How they are kept.
         rows (`int`):
-            Rows that it has; 0 where it is of another version.
+            Rows that it has; 0 where it is of another version or damaged.
         nbytes (`int`):
             Its bytes on the disk.
         last_used (`float`):
@@ -79,7 +79,10 @@ def _facts(folder: Path, meta: dict[str, Any]) -> StoreFacts:
 
 def _rows(folder: Path, meta: dict[str, Any]) -> int:
     """Rows of all segments, each once."""
-    count = sizes(tuple(Slot.from_dict(slot) for slot in meta["slots"]), meta["storage"])
+    try:
+        count = sizes(tuple(Slot.from_dict(slot) for slot in meta["slots"]), meta["storage"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return 0
     keys: set[bytes] = set()
     for entry in segment_files(folder):
         if entry.name.endswith(".index"):

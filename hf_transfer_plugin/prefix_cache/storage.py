@@ -273,8 +273,9 @@ def decode(buffers: Sequence[Any], slots: Sequence[Slot], storage: str) -> tuple
         them stacked. Floats are of the storage's type, with `int8` of type float32.
 
     Raises:
-        ValueError: If no row has so many bytes.
+        ValueError: If no row has so many bytes, or there is no such storage.
     """
+    check_storage(storage)
     slots = tuple(slots)
     lengths = [tokens_in(len(buffer), slots, storage) for buffer in buffers]
     starts, tensors = [0] * len(buffers), []
