@@ -14,6 +14,8 @@ from hf_transfer_plugin.layers import parameters_by_name, unwrapped_name
 from hf_transfer_plugin.layers.probe import untouched
 from hf_transfer_plugin.prefix_cache.passage import Address, Passage
 
+# Of cuts that skip at least this share of the most that can be skipped, the one that stores least.
+_WORTH = 0.9
 _RESULTS = ("loss", "logits", "boxes", "embeds", "scores", "masks")
 
 
@@ -138,7 +140,7 @@ def find_cut(model: nn.Module, learning: frozenset[str], probes: Sequence[Mappin
     still = still_modules(model, learning)
     first = _first_live(model, learning, still, traces[0])
     reasons: list[str] = []
-    found: list[tuple[Any, Cut]] = []
+    found: list[tuple[int, int, int, Cut]] = []
     with _prepared(model, learning):
         prover = _Prover(model, learning, probes)
         for fed in _ancestors(first):
@@ -150,8 +152,7 @@ def find_cut(model: nn.Module, learning: frozenset[str], probes: Sequence[Mappin
             except CannotCacheError as error:
                 reasons.append(f"{fed}: {error}")
                 continue
-            weights = sum(p.numel() for name in cut.skipped for p in model.get_submodule(name).parameters())
-            found.append(((-weights, size, -len(found)), cut))
+            found.append((_work(model, cut.skipped), size, len(found), cut))
     if not found:
         above = unwrapped_name(first)
         raise CannotCacheError(
@@ -159,7 +160,15 @@ def find_cut(model: nn.Module, learning: frozenset[str], probes: Sequence[Mappin
             if reasons
             else f"nothing lies below {above!r}, the first module that learns or drops out"
         )
-    return min(found, key=lambda pair: pair[0])[1]
+    # One matrix more, such as the layer under an adapter, is not worth a second tensor for each row.
+    enough = _WORTH * max(work for work, _, _, _ in found)
+    return min((size, -work, -i, cut) for work, size, i, cut in found if work >= enough)[-1]
+
+
+def _work(model: nn.Module, skipped: Sequence[str]) -> int:
+    """Weights that are not run, without those that are only looked up."""
+    modules = {id(m): m for name in skipped for m in model.get_submodule(name).modules()}.values()
+    return sum(p.numel() for m in modules if not isinstance(m, nn.Embedding) for p in m.parameters(recurse=False))
 
 
 def _first_live(model: nn.Module, learning: frozenset[str], still: Sequence[nn.Module], seen: Trace) -> str:
@@ -257,7 +266,7 @@ class _Prover:
     def _facts(self, output: Any) -> list[torch.Tensor]:
         """Results and gradients."""
         found = results(output)
-        total = found[0] if found[0].ndim == 0 else sum(r.float().square().sum() for r in found)
+        total = found[0] if found[0].ndim == 0 else torch.stack([r.float().square().sum() for r in found]).sum()
         wanted = [p for p in self.parameters if p.requires_grad]
         gradients = torch.autograd.grad(total, wanted, allow_unused=True) if total.requires_grad else []
         return [r.detach() for r in found] + [torch.zeros(()) if g is None else g for g in gradients]
