@@ -1,0 +1,48 @@
+"""What benchmarks/prefix_cache.py runs: the strategies, their epochs, and the ways in which each is run."""
+
+from typing import NamedTuple
+
+
+class Case(NamedTuple):
+    """A strategy, its epochs, and the ways in which it is run."""
+
+    title: str
+    strategy: str
+    epochs: int
+    ways: tuple[str, ...]
+    learning_rate: float = 5e-5
+    target: bool = False
+
+
+BOTH = ("cached", "eval", "plain")
+CASES = {
+    "head-10": Case("head only, 10 epochs", "head", 10, BOTH),
+    "head-30": Case("head only, 30 epochs", "head", 30, BOTH),
+    "top": Case("top 2 of 6 layers, 10 epochs", "top 2", 10, BOTH),
+    "full": Case("full fine-tuning, 10 epochs", "full", 10, ("plain",)),
+    "full-but-embeddings": Case("full but for the embeddings, 10 epochs", "full-but-embeddings", 10, ("plain",)),
+    "gradual-a": Case("gradual unfreezing, one layer every 2 epochs", "gradual-a", 10, ("cached", "eval")),
+    "gradual-b": Case("gradual unfreezing, one layer an epoch, embeddings last", "gradual-b", 10, ("cached", "eval")),
+    "evaluate": Case("one evaluation pass", "evaluate", 1, ("evaluate",)),
+    "target-full": Case("full fine-tuning, rate 5e-5", "full", 3, ("plain",), target=True),
+    "target-full-1e-4": Case("full fine-tuning, rate 1e-4", "full", 3, ("plain",), 1e-4, target=True),
+    "target-lpft-2x1": Case("lp-ft, top 2 layers, 1 epoch", "lp-ft top 2", 1, ("cached",), 1e-4, target=True),
+    "target-lpft-2x2": Case("lp-ft, top 2 layers, 2 epochs", "lp-ft top 2", 2, ("cached",), 1e-4, target=True),
+    "target-lpft-3x1": Case("lp-ft, top 3 layers, 1 epoch", "lp-ft top 3", 1, ("cached",), 2e-4, target=True),
+    "target-lpft-3x2": Case("lp-ft, top 3 layers, 2 epochs", "lp-ft top 3", 2, ("cached",), 1e-4, target=True),
+    "target-top-3x2": Case("top 3 layers, 2 epochs", "top 3", 2, ("cached",), 2e-4, target=True),
+    "target-gradual-3x2": Case(
+        "gradual unfreezing, top 3 layers, 2 epochs", "gradual top 3", 2, ("cached",), 2e-4, target=True
+    ),
+}
+TARGET = tuple(name for name, case in CASES.items() if case.target)
+BARS = tuple(name for name in CASES if name not in TARGET)
+PARTS = {
+    "bars": BARS,
+    "head": ("head-10", "head-30"),
+    "top": ("top", "full", "full-but-embeddings"),
+    "gradual": ("gradual-a", "gradual-b"),
+    "memory": ("head-10", "top"),
+    "fill": ("head-10", "top", "evaluate"),
+    "target": TARGET,
+}
