@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hf_transfer_plugin.layers import LayerGroup, LayerGroups, discover_layer_groups
     from hf_transfer_plugin.learning_rates import LayerwiseDecay, SlantedTriangular
     from hf_transfer_plugin.planning import Plan, plan
+    from hf_transfer_plugin.prefix_cache import FrozenPrefixCache
     from hf_transfer_plugin.recipes import evaluate_run, finetune
     from hf_transfer_plugin.record import TransferRecord
     from hf_transfer_plugin.schedules import (
@@ -49,6 +50,7 @@ _ROOMS = {
     "layers": ("LayerGroup", "LayerGroups", "discover_layer_groups"),
     "learning_rates": ("LayerwiseDecay", "SlantedTriangular"),
     "planning": ("Plan", "plan"),
+    "prefix_cache": ("FrozenPrefixCache",),
     "recipes": ("evaluate_run", "finetune"),
     "record": ("TransferRecord",),
     "schedules": (
@@ -69,6 +71,7 @@ __all__ = [
     "ConfigError",
     "FreezingCallback",
     "FreezingPolicy",
+    "FrozenPrefixCache",
     "GradualUnfreezing",
     "LayerGroup",
     "LayerGroups",

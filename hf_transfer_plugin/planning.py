@@ -192,7 +192,7 @@ def plan(
             kept * batch_size,
         )
 
-    starts = _starts(schedule, max_steps, epochs, model, groups)
+    starts = phase_starts(schedule, max_steps, epochs, model, groups)
     phases, so_far = [], frozenset[str]()
     for i, (step, learning) in enumerate(starts):
         so_far |= learning
@@ -215,9 +215,26 @@ def plan(
     )
 
 
-def _starts(
+def phase_starts(
     schedule: Any, max_steps: int, epochs: float, model: nn.Module, groups: LayerGroups
 ) -> list[tuple[int, frozenset[str]]]:
+    """
+    Args:
+        schedule (`FreezingPolicy` or `UnfreezingSchedule`):
+            What decides.
+        max_steps (`int`):
+            Optimizer steps of the run.
+        epochs (`float`):
+            Epochs of the run.
+        model (`nn.Module`):
+            The model.
+        groups (`LayerGroups`):
+            Its layer groups.
+
+    Returns:
+        `list[tuple[int, frozenset[str]]]`: First step of each phase, and the names of the parameters that learn in it;
+        of a metric-driven schedule the first phase alone.
+    """
     found: list[tuple[int, frozenset[str]]] = []
     # A policy never changes, and a metric-driven schedule cannot be foreseen.
     fixed = hasattr(schedule, "choose") or getattr(schedule, "needs_evaluation", False)

@@ -96,7 +96,7 @@ class FreezingCallback(TrainerCallback):
         learning_rates: Any = None,
         keep_dropout: bool = False,
     ) -> None:
-        self.keep_dropout = keep_dropout
+        self.keep_dropout, self._calm_beneath = keep_dropout, False
         self.schedule, self.groups, self.learning_rates = schedule, groups, learning_rates
         self.phases: list[dict[str, Any]] = []
         self._still: FrozenModules | None = None
@@ -111,7 +111,7 @@ class FreezingCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Checks that the parts fit, solves the head of LP-FT, and freezes."""
-        model, optimizer = _trained_model(kwargs), kwargs["optimizer"]
+        model, optimizer = trained_model(kwargs), kwargs["optimizer"]
         self._refuse_flattened(model)
         groups = self.groups = fitting_groups(self.groups, model)
         facts = {
@@ -128,7 +128,8 @@ class FreezingCallback(TrainerCallback):
             self._still.release()
         adapted = bool(groups.locked)
         # PEFT leaves the base as it is in training; what its layers drop out belongs to the adapters' regularisation.
-        self._still = FrozenModules(model, keep_dropout=self.keep_dropout or adapted)
+        drops = self.keep_dropout or (adapted and not self._calm_beneath)
+        self._still = FrozenModules(model, keep_dropout=drops)
         if self._flags is not None:
             self._flags.release()
         self._flags = HeldFlags(model) if adapted else None
@@ -148,7 +149,7 @@ class FreezingCallback(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Freezes and thaws where the schedule says so, and sets the rates of the step."""
-        model, optimizer = _trained_model(kwargs), kwargs["optimizer"]
+        model, optimizer = trained_model(kwargs), kwargs["optimizer"]
         learning = self._learning_at(progress_of(args, state), model)
         if learning != self._learning:
             self._apply(learning, state, model)
@@ -165,7 +166,7 @@ class FreezingCallback(TrainerCallback):
             return
         progress = progress_of(args, state)
         measured = [entry[progress.metric] for entry in state.log_history if progress.metric in entry]
-        learning = sorted(self._learning_at(progress, _trained_model(kwargs)))
+        learning = sorted(self._learning_at(progress, trained_model(kwargs)))
         require_same({f"measured `{progress.metric}`": measured[-1:], "groups that it thaws": learning}, args.device)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -202,7 +203,7 @@ class FreezingCallback(TrainerCallback):
                 self._inputs.release()
             if self._flags is not None:
                 self._flags.release()
-            set_trainable(_trained_model(kwargs), self._found)
+            set_trainable(trained_model(kwargs), self._found)
 
     def _check(self, args: Any, model: nn.Module, groups: LayerGroups, optimizer: Any, scheduler: Any) -> None:
         require_evaluation(self.schedule, args)
@@ -330,6 +331,13 @@ def require_evaluation(schedule: Any, args: Any) -> None:
         )
 
 
-def _trained_model(kwargs: dict[str, Any]) -> Any:
-    """The model; SetFit hands its own object to callbacks as `model`, and the network inside it as `st_model`."""
+def trained_model(kwargs: dict[str, Any]) -> Any:
+    """
+    Args:
+        kwargs (`dict[str, Any]`):
+            What Trainer hands to a callback.
+
+    Returns:
+        `nn.Module`: The model; SetFit hands its own object over as `model`, and the network inside it as `st_model`.
+    """
     return kwargs.get("st_model", kwargs["model"])

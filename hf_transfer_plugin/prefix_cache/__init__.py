@@ -1,1 +1,5 @@
-"""Pay for the frozen layers once: their activations are stored, and fed to what learns in later epochs."""
+"""Pay for the frozen layers once: their activations are stored, proved, and read again in later epochs."""
+
+from hf_transfer_plugin.prefix_cache.cache import FrozenPrefixCache
+
+__all__ = ["FrozenPrefixCache"]

@@ -13,6 +13,7 @@ from hf_transfer_plugin.freezing import set_trainable, still_modules
 from hf_transfer_plugin.layers import parameters_by_name, unwrapped_name
 from hf_transfer_plugin.layers.probe import untouched
 from hf_transfer_plugin.prefix_cache.passage import Address, Passage
+from hf_transfer_plugin.prefix_cache.shapes import OutputShapes
 
 # Of cuts that skip at least this share of the most that can be skipped, the one that stores least.
 _WORTH = 0.9
@@ -44,16 +45,18 @@ class Cut:
     addresses: tuple[Address, ...]
     repeated: bool = False
 
-    def passage(self, model: nn.Module) -> Passage:
+    def passage(self, model: nn.Module, shapes: Mapping[str, OutputShapes] | None = None) -> Passage:
         """
         Args:
             model (`nn.Module`):
                 The model.
+            shapes (`Mapping[str, OutputShapes]`, *optional*):
+                What another passage has learned of the skipped modules' outputs.
 
         Returns:
             `Passage`: Hands for it, not yet on.
         """
-        return Passage(model, self.fed, self.skipped, repeated=self.repeated)
+        return Passage(model, self.fed, self.skipped, repeated=self.repeated, shapes=shapes)
 
     def pick(self, caught: Mapping[str, Sequence[Any]]) -> dict[Address, torch.Tensor]:
         """
@@ -75,9 +78,12 @@ class Trace:
     Args:
         order (`list[str]`):
             Names of the modules in the order in which they were entered, again at each call.
+        elements (`dict[str, int]`):
+            Elements of the first floating-point tensor that each was given.
     """
 
     order: list[str] = field(default_factory=list)
+    elements: dict[str, int] = field(default_factory=dict)
 
     def first(self, name: str) -> int:
         """
@@ -105,9 +111,15 @@ def trace(model: nn.Module, inputs: Mapping[str, Any]) -> Trace:
     found = Trace()
 
     def entering(name: str) -> Any:
-        return lambda module, args: found.order.append(name)
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            found.order.append(name)
+            tensors = (v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor) and v.is_floating_point())
+            found.elements.setdefault(name, next((v.numel() for v in tensors), 0))
 
-    handles = [module.register_forward_pre_hook(entering(name)) for name, module in model.named_modules()]
+        return hook
+
+    modules = model.named_modules()
+    handles = [m.register_forward_pre_hook(entering(name), with_kwargs=True) for name, m in modules]
     try:
         with untouched(model):
             model(**inputs)
@@ -143,16 +155,20 @@ def find_cut(model: nn.Module, learning: frozenset[str], probes: Sequence[Mappin
     found: list[tuple[int, int, int, Cut]] = []
     with _prepared(model, learning):
         prover = _Prover(model, learning, probes)
-        for fed in _ancestors(first):
+        proved: dict[tuple[str, ...], int] = {}
+        # From the outside in; further in only where less is handed over.
+        for fed in reversed(_ancestors(first)):
             skipped = _skippable(model, fed, still, traces)
-            if not skipped:
+            elements = traces[0].elements.get(fed, 0)
+            if not skipped or elements >= proved.get(skipped, elements + 1):
                 continue
             try:
                 cut, size = prover.prove(fed, skipped, repeated=traces[0].order.count(fed) > 1)
             except CannotCacheError as error:
                 reasons.append(f"{fed}: {error}")
                 continue
-            found.append((_work(model, cut.skipped), size, len(found), cut))
+            found.append((_work(model, cut.skipped), size, -len(found), cut))
+            proved[skipped] = elements
     if not found:
         above = unwrapped_name(first)
         raise CannotCacheError(

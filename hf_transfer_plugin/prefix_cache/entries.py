@@ -130,7 +130,7 @@ def join_rows(
         dim = slot.shape.index(None)
         width = span.width if span is not None else max(lengths)
         starts = span.starts if span is not None else (0,) * len(lengths)
-        padded = tensor.new_zeros((len(lengths), *slot.shape[:dim], width, *slot.shape[dim + 1 :]))
+        padded = tensor.new_zeros((len(lengths), *slot.sized(width)))
         for row, piece, start in zip(padded, tensor.split(list(lengths), dim), starts, strict=True):
             row.narrow(dim, start, piece.shape[dim]).copy_(piece)
         found[address] = padded

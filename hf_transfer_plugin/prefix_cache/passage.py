@@ -44,17 +44,27 @@ class Passage:
             The modules that are not run.
         repeated (`bool`, *optional*, defaults to `False`):
             Whether a forward pass calls the fed module several times; the first call alone is fed.
+        shapes (`Mapping[str, OutputShapes]`, *optional*):
+            What another passage has learned of the skipped modules' outputs.
     """
 
-    def __init__(self, model: nn.Module, fed: str, skipped: Sequence[str], *, repeated: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        fed: str,
+        skipped: Sequence[str],
+        *,
+        repeated: bool = False,
+        shapes: Mapping[str, OutputShapes] | None = None,
+    ) -> None:
         self.model, self.fed, self.skipped, self._repeated = model, fed, tuple(skipped), repeated
         self._modules = {name: model.get_submodule(name) for name in (*skipped, fed)}
-        self._shapes = {name: OutputShapes() for name in skipped}
+        self.shapes = {name: OutputShapes() for name in skipped} if shapes is None else shapes
         self._handles: list[Any] = []
         self._own: dict[str, Any] = {}
         self._values: Mapping[Address, torch.Tensor] | None = None
         self._caught: dict[str, list[Any]] | None = None
-        self._noise = self._running = False
+        self._noise = self.running = False
         self._calls = 0
         self.was_fed = False
 
@@ -100,15 +110,15 @@ class Passage:
             noise (`bool`, *optional*, defaults to `False`):
                 Let what is not fed be noise instead of zeros.
         """
-        self._values, self._noise, self._running, self._calls, self.was_fed = values, noise, True, 0, False
+        self._values, self._noise, self.running, self._calls, self.was_fed = values, noise, True, 0, False
 
     def rest(self) -> None:
         """The forward pass is over; recomputation in the backward pass is still fed."""
-        self._running = False
+        self.running = False
 
     def release(self) -> None:
         """Forgets what was fed: all modules run."""
-        self._values, self._running, self._caught = None, False, None
+        self._values, self.running, self._caught = None, False, None
 
     def run(self, inputs: Mapping[str, Any], values: Mapping[Address, torch.Tensor], *, noise: bool = False) -> Any:
         """
@@ -142,17 +152,18 @@ class Passage:
             model returned.
         """
         self.release()
-        self._caught = caught = {}
+        caught: dict[str, list[Any]] = {}
+        self._caught = caught
         try:
             return caught, self.model(**inputs)
         finally:
             self._caught = None
 
     def _skipping(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
-        shapes = self._shapes[name]
+        shapes = self.shapes[name]
 
         def skipping(*args: Any, **kwargs: Any) -> Any:
-            if self._values is None or not self._running:
+            if self._values is None or not self.running:
                 output = forward(*args, **kwargs)
                 if self._caught is not None:
                     shapes.observe((args, kwargs), output)
@@ -181,7 +192,7 @@ class Passage:
             self._caught[self.fed] = tree_flatten((args, kwargs))[0]
         # What is checkpointed runs again in the backward pass, and needs the same inputs there.
         again = not self._repeated and torch._C._current_graph_task_id() != -1
-        if self._values is None or not (self._running or again) or (self._repeated and self._calls):
+        if self._values is None or not (self.running or again) or (self._repeated and self._calls):
             return None
         self._calls, self.was_fed = self._calls + 1, True
         leaves, spec = tree_flatten((args, kwargs))

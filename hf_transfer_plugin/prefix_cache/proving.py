@@ -1,6 +1,7 @@
 """The proof that stored entries may be put together anew: other companions, other padding, the same answers."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from hf_transfer_plugin.prefix_cache.cuts import CannotCacheError, Cut, results
 from hf_transfer_plugin.prefix_cache.entries import Part, join_rows, make_parts, split_rows
 from hf_transfer_plugin.prefix_cache.passage import Address, Catcher
 from hf_transfer_plugin.prefix_cache.rows import Span, row_spans
+from hf_transfer_plugin.prefix_cache.shapes import OutputShapes
 from hf_transfer_plugin.prefix_cache.storage import decode, encode
 
 Collate = Callable[[list[Any]], Mapping[str, Any]]
@@ -22,9 +24,59 @@ HALF_AGREEMENT = 5e-2
 ROUNDING = {"float32": 0.0, "float16": 2.0**-10, "bfloat16": 2.0**-7, "int8": 2.0**-4}
 
 
+@dataclass(frozen=True)
+class Place:
+    """
+    Where and how a model runs.
+
+    Args:
+        device (`torch.device`):
+            Where it is.
+        precision (`str`, *optional*, defaults to `"no"`):
+            Its mixed precision, as Accelerate names it.
+    """
+
+    device: torch.device
+    precision: str = "no"
+
+    def is_half(self, model: nn.Module) -> bool:
+        """
+        Args:
+            model (`nn.Module`):
+                The model.
+
+        Returns:
+            `bool`: Whether any of it is computed in 16 bits.
+        """
+        halves = (torch.float16, torch.bfloat16)
+        return self.precision != "no" or any(p.dtype in halves for p in model.parameters())
+
+
+@dataclass(frozen=True)
+class Proof:
+    """
+    What the proof found.
+
+    Args:
+        parts (`tuple[Part, ...]`):
+            The parts of an entry.
+        tokens (`tuple[float, ...]`):
+            Mean length of the rows in each part; 0 where all are alike.
+        error (`float`):
+            Relative error of the storage.
+        shapes (`Mapping[str, OutputShapes]`):
+            What was learned of the outputs of skipped modules.
+    """
+
+    parts: tuple[Part, ...]
+    tokens: tuple[float, ...]
+    error: float
+    shapes: Mapping[str, OutputShapes]
+
+
 def prove_storage(
-    model: nn.Module, cut: Cut, rows: Sequence[Any], collate: Collate, device: torch.device, storage: str
-) -> tuple[tuple[Part, ...], float]:
+    model: nn.Module, cut: Cut, rows: Sequence[Any], collate: Collate, place: Place, storage: str
+) -> Proof:
     """
     Catches rows one by one, and replays them together in one padded batch: its outputs must be those of the live model
     within 1e-5 of the largest (5e-2 where weights have 16 bits), and what the storage rounds within its bound.
@@ -38,17 +90,18 @@ def prove_storage(
             Rows of different length.
         collate (`Callable`):
             Makes a batch of rows.
-        device (`torch.device`):
-            Where the model is.
+        place (`Place`):
+            Where and in which precision the model runs.
         storage (`str`):
             How floats are kept.
 
     Returns:
-        `tuple`: The parts of an entry, and the relative error of the storage.
+        `Proof`: The parts of an entry and what the storage costs in exactness.
 
     Raises:
         CannotCacheError: If the outputs are others, or the storage cannot hold the values.
     """
+    device = place.device
     batches = [on_device(collate([row]), device) for row in rows]
     whole = on_device(collate(list(rows)), device)
     catcher = Catcher(model, cut.addresses)
@@ -61,26 +114,27 @@ def prove_storage(
     parts = make_parts(cut, [*alone, together], [*batches, whole])
     spans = row_spans(whole)
     values: dict[Address, torch.Tensor] = {}
-    error = 0.0
+    error, counts = 0.0, []
     for part in parts:
         entries = [split_rows(part, v, row_spans(b))[0] for v, b in zip(alone, batches, strict=True)]
         entries = [[t.cpu() for t in entry] for entry in entries]
         error = max(error, _rounding(part, entries, storage))
         tensors, lengths = decode([encode(entry, part.slots, "float32") for entry in entries], part.slots, "float32")
+        counts.append(sum(lengths) / len(lengths) if part.axis else 0.0)
         values |= {a: v.to(device) for a, v in cast(part, join_rows(part, tensors, lengths, spans)).items()}
     if error > ROUNDING[storage]:
         raise CannotCacheError(f"{storage} rounds the activations by {error:.1e}, more than {ROUNDING[storage]:.1e}")
     with untouched(model), cut.passage(model).installed() as passage:
+        passage.watch(batches[0])
         _, live = passage.watch(whole)
         replayed = passage.run(whole, values)
-    half = any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters())
     far = _distance(results(live), results(replayed), spans)
-    if not far <= (HALF_AGREEMENT if half else AGREEMENT):
+    if not far <= (HALF_AGREEMENT if place.is_half(model) else AGREEMENT):
         raise CannotCacheError(
             f"rows that were stored alone give other outputs in a padded batch (by {far:.1e} of the largest): the "
             "activations depend on how a row is padded or on its companions"
         )
-    return parts, error
+    return Proof(parts, tuple(counts), error, passage.shapes)
 
 
 def _rounding(part: Part, entries: Sequence[Sequence[torch.Tensor]], storage: str) -> float:
@@ -97,6 +151,54 @@ def _rounding(part: Part, entries: Sequence[Sequence[torch.Tensor]], storage: st
         true = torch.cat(exact)
         worst = max(worst, float((kept - true).norm() / true.norm().clamp(min=1e-30)))
     return worst
+
+
+def worst_distance(
+    parts: Sequence[Part],
+    exact: Mapping[Address, torch.Tensor],
+    other: Mapping[Address, torch.Tensor],
+    spans: Mapping[str, Span],
+) -> float:
+    """
+    Args:
+        parts (`Sequence[Part]`):
+            The parts of an entry.
+        exact (`Mapping[Address, torch.Tensor]`):
+            What passes.
+        other (`Mapping[Address, torch.Tensor]`):
+            What was stored of it.
+        spans (`Mapping[str, Span]`):
+            Where the rows lie.
+
+    Returns:
+        `float`: `|other - exact| / |exact|` as Euclidean norms over all rows without padding, the worst of all.
+    """
+    worst = 0.0
+    for part in parts:
+        if part.axis == "own":  # Nothing tells where these rows end.
+            continue
+        rows, others = split_rows(part, exact, spans), split_rows(part, other, spans)
+        for i in range(len(part.slots)):
+            true = torch.cat([row[i].float().flatten() for row in rows])
+            gap = torch.cat([row[i].float().flatten() for row in others]) - true
+            worst = max(worst, float(gap.norm() / true.norm().clamp(min=1e-30)))
+    return worst
+
+
+def recheck_tolerance(model: nn.Module, place: Place, storage: str) -> float:
+    """
+    Args:
+        model (`nn.Module`):
+            The model.
+        place (`Place`):
+            Where and in which precision it runs.
+        storage (`str`):
+            How floats are kept.
+
+    Returns:
+        `float`: How far stored activations may lie from those computed in another batch.
+    """
+    return ROUNDING[storage] + (HALF_AGREEMENT if place.is_half(model) else 10 * AGREEMENT)
 
 
 def _distance(live: list[torch.Tensor], other: list[torch.Tensor], spans: Mapping[str, Span]) -> float:

@@ -12,12 +12,15 @@ from transformers.trainer_callback import DefaultFlowCallback
 from hf_transfer_plugin.callbacks import FreezingCallback, PromptEncoderCallback, RankAllocationCallback
 from hf_transfer_plugin.callbacks.adapters import allocates_ranks
 from hf_transfer_plugin.callbacks.beside import BesideCheckpoint
+from hf_transfer_plugin.callbacks.freezing import fitting_groups, trained_model
 from hf_transfer_plugin.callbacks.prompts import encodes_prompts
 from hf_transfer_plugin.callbacks.ranks import anywhere, of_first, together
 from hf_transfer_plugin.callbacks.resuming import check_checkpoint
 from hf_transfer_plugin.freezing import FreezingPolicy, ever_learning_names, set_trainable
 from hf_transfer_plugin.layers import LayerGroups, discover_layer_groups, parameters_by_name
 from hf_transfer_plugin.losses import LossTerm
+from hf_transfer_plugin.prefix_cache import FrozenPrefixCache
+from hf_transfer_plugin.trainer.caching import PrefixCaching
 from hf_transfer_plugin.trainer.loss_scale import mend_loss_scale, scale_matters, share_of_mean
 from hf_transfer_plugin.trainer.optimizer import make_ready, optimizer_factory
 from hf_transfer_plugin.trainer.precision import warn_of_half_weights
@@ -34,9 +37,13 @@ class _Attachment(FreezingCallback):
 
     made_for: list[str | None] | None = None
 
-    def __init__(self, trainer: Trainer, schedule: Any, **options: Any) -> None:
+    def __init__(self, trainer: Trainer, schedule: Any, *, cache: FrozenPrefixCache | None, **options: Any) -> None:
         super().__init__(schedule, **options)
-        self._trainer = trainer
+        self._trainer, self._caching = trainer, None
+        if cache is not None:
+            # What drops out is never the same twice.
+            self._calm_beneath = True
+            self._caching = PrefixCaching(trainer, cache, schedule, keep_dropout=self.keep_dropout)
 
     def _check_flat(self) -> None:
         """The optimizer holds what was trainable when it was made, which `attach` saw to."""
@@ -61,11 +68,26 @@ class _Attachment(FreezingCallback):
                 "`create_optimizer`, or choose the class and its settings in `get_optimizer_cls_and_kwargs` instead; "
                 "or leave out `learning_rates`."
             )
+        if self._caching is not None:
+            self.groups = fitting_groups(self.groups, trained_model(kwargs))
+            self._caching.begin(state, trained_model(kwargs), self.groups, kwargs["train_dataloader"])
         super().on_train_begin(args, state, control, **kwargs)
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Chooses the view of each row."""
+        if self._caching is not None:
+            self._caching.begin_epoch(kwargs["train_dataloader"], state.epoch or 0)
+
+    def _apply(self, learning: frozenset[str], state: Any, model: nn.Module) -> None:
+        super()._apply(learning, state, model)
+        if self._caching is not None:
+            self._caching.follow(state, learning)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Leaves model and Trainer ready for a second `train()`, with optimizer, scheduler and wrapper made anew."""
         super().on_train_end(args, state, control, **kwargs)
+        if self._caching is not None:
+            self._caching.cache.close()
         trainer = self._trainer
         trainer.optimizer = trainer.lr_scheduler = None
         self.made_for = None
@@ -79,6 +101,7 @@ def attach(
     schedule: Any = None,
     learning_rates: Any = None,
     terms: Sequence[LossTerm] = (),
+    cache: FrozenPrefixCache | None = None,
     groups: LayerGroups | None = None,
     keep_dropout: bool = False,
 ) -> LayerGroups:
@@ -97,6 +120,8 @@ def attach(
             Factors on `learning_rate` for each layer group.
         terms (`Sequence[LossTerm]`, *optional*):
             Terms added to the loss; the Trainer must then be a [`TransferTrainer`] or use [`TransferMixin`].
+        cache (`FrozenPrefixCache`, *optional*):
+            Stores what the frozen layers make of each row, so that later epochs begin above them.
         groups (`LayerGroups`, *optional*):
             Layer groups; discovered where they are not given.
         keep_dropout (`bool`, *optional*, defaults to `False`):
@@ -116,8 +141,8 @@ def attach(
     >>> trainer.train()
     ```
     """
-    if schedule is None and learning_rates is None and not terms:
-        raise ValueError("Nothing to attach: pass `schedule=`, `learning_rates=` or `terms=`.")
+    if schedule is None and learning_rates is None and not terms and cache is None:
+        raise ValueError("Nothing to attach: pass `schedule=`, `learning_rates=`, `terms=` or `cache=`.")
     model, device = trainer.model, trainer.args.device
     chosen = schedule if schedule is not None else _as_found(model)
 
@@ -132,7 +157,9 @@ def attach(
     if unsure:
         # One process may have met an image and another only text.
         found = of_first(together(lambda: discover_layer_groups(model, inputs=_without_labels(batch))))
-    attachment = _Attachment(trainer, chosen, groups=found, learning_rates=learning_rates, keep_dropout=keep_dropout)
+    attachment = _Attachment(
+        trainer, chosen, cache=cache, groups=found, learning_rates=learning_rates, keep_dropout=keep_dropout
+    )
     together(lambda: _install(trainer, attachment, found))
     if counts:
         trainer.rescales_loss = mend_loss_scale(trainer, batch, rescales=hasattr(trainer, "rescales_loss"))

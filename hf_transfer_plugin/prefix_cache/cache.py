@@ -1,0 +1,354 @@
+"""`FrozenPrefixCache`: the frozen layers' work is done once, and read again in every later epoch."""
+
+import logging
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_transfer_plugin.prefix_cache.collating import KEY, CachingCollator, Shelves
+from hf_transfer_plugin.prefix_cache.cuts import CannotCacheError
+from hf_transfer_plugin.prefix_cache.filling import fill
+from hf_transfer_plugin.prefix_cache.player import Player
+from hf_transfer_plugin.prefix_cache.stages import Keeping, Place, Stage, make_stage, that_fit
+from hf_transfer_plugin.prefix_cache.storage import check_storage
+from hf_transfer_plugin.prefix_cache.store import default_root
+
+logger = logging.getLogger(__name__)
+_SIZE = re.compile(r"\s*([\d.]+)\s*([kKMGT]?)i?B?\s*$")
+
+
+class FrozenPrefixCache:
+    """
+    Keeps what the frozen layers below the lowest learning one make of each row, so that later epochs begin there.
+
+    Before anything is used it is proved on the model at hand: that outputs and gradients from stored tensors are the
+    same bit for bit, and that rows stored alone give the same outputs in any padded batch. Where they are not, or
+    where it would not pay, training goes on without and `report["reason"]` says why.
+
+    Args:
+        directory (`str` or `Path`, *optional*):
+            Folder of the caches; by default beside the Hugging Face cache, or where `HF_TRANSFER_PLUGIN_CACHE` says.
+            One in memory (`/dev/shm/...`) holds them there.
+        storage (`str`, *optional*, defaults to `"float16"`):
+            How activations are kept: `"float16"`, `"bfloat16"`, `"int8"` (a scale for each vector), or `"float32"`,
+            with which training at fixed padding gives bit for bit the weights of a run without the cache.
+        fill (`str`, *optional*, defaults to `"ahead"`):
+            `"ahead"` stores all rows before the first step, in batches sorted by length; `"first-epoch"` stores what
+            the first epoch computes anyway.
+        budget (`int` or `str`, *optional*):
+            Bytes that it may take, or words such as `"20GB"`; without it, what the disk has free but one gibibyte.
+        views (`int`, *optional*, defaults to 1):
+            Views of each row that random augmentation of the dataset makes; they are drawn once and kept.
+        recheck_every (`int`, *optional*, defaults to 500):
+            Batches after which one is computed again and compared; 0 never does.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+    ```python
+    >>> cache = FrozenPrefixCache()
+    >>> attach(trainer, schedule=freeze_first(5), cache=cache)
+    >>> trainer.train()
+    >>> cache.report
+    ```
+    """
+
+    def __init__(
+        self,
+        directory: str | Path | None = None,
+        *,
+        storage: str = "float16",
+        fill: str = "ahead",
+        budget: int | str | None = None,
+        views: int = 1,
+        recheck_every: int = 500,
+    ) -> None:
+        check_storage(storage)
+        if fill not in ("ahead", "first-epoch"):
+            raise ValueError(f'`fill` must be "ahead" or "first-epoch", but got {fill!r}.')
+        for name, value, least in (("views", views, 1), ("recheck_every", recheck_every, 0)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"`{name}` must be a whole number of at least {least}, but got {value!r}.")
+        self.directory = Path(directory) if directory is not None else default_root()
+        self.storage, self.fill, self.budget = storage, fill, parse_size(budget)
+        self._keeping = Keeping(self.directory, storage, self.budget)
+        self._shelves = Shelves()
+        self.views, self.recheck_every = views, recheck_every
+        self.report: dict[str, Any] = {}
+        self._end()
+
+    def _end(self) -> None:
+        self._stages: dict[frozenset[str], Stage | None] = {}
+        self._stage: Stage | None = None
+        self._player: Player | None = None
+        self._handles: list[Any] = []
+
+    def turn_off(self, reason: str) -> None:
+        """
+        Goes on without the cache, and says why.
+
+        Args:
+            reason (`str`):
+                The reason, as the rest of a sentence.
+        """
+        logger.warning("The prefix cache stays off: %s.", reason)
+        self.report |= {"used": False, "reason": reason}
+        self._leave_stage()
+
+    def collator(self, collate: Any) -> CachingCollator:
+        """
+        Args:
+            collate (`Callable`):
+                A Trainer's collator.
+
+        Returns:
+            `CachingCollator`: It, with what is stored added to each batch.
+        """
+        return CachingCollator(collate, self._shelves)
+
+    def begin(self, model: nn.Module, device: torch.device, precision: str = "no") -> None:
+        """
+        Starts a run.
+
+        Args:
+            model (`nn.Module`):
+                The model, unwrapped.
+            device (`torch.device`):
+                Where it is.
+            precision (`str`, *optional*, defaults to `"no"`):
+                The mixed precision that it runs in.
+        """
+        self.close()
+        self._model, self._place = model, Place(device, precision)
+        self._shelves.shelves = []
+        self._shelves.with_labels = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+        self.report = {"used": True, "reason": None, "storage": self.storage, "cuts": [], "hits": 0, "misses": 0}
+        self.report |= {"bytes": 0, "fill_seconds": 0.0, "rows_filled": 0, "rechecks": 0}
+        # To the end of the run: batches that were made ahead of a thaw still bring what the model must not see.
+        self._handles = [
+            model.register_forward_pre_hook(self._before, with_kwargs=True),
+            model.register_forward_hook(self._after),
+        ]
+
+    def find(
+        self, learnings: Sequence[tuple[frozenset[str], int]], rows: Sequence[Any], collate: Any, batch_size: int
+    ) -> list[str]:
+        """
+        Finds and proves the cut of each phase.
+
+        Args:
+            learnings (`Sequence[tuple[frozenset[str], int]]`):
+                Names of the parameters that learn in each phase, and its steps.
+            rows (`Sequence`):
+                A few rows of the data, of different length, the shortest first.
+            collate (`Callable`):
+                Makes a batch of rows.
+            batch_size (`int`):
+                Rows of a training batch.
+
+        Returns:
+            `list[str]`: Why some phases have none.
+        """
+        reasons = []
+        for learning, _ in learnings:
+            if learning in self._stages:
+                continue
+            try:
+                self._stages[learning] = make_stage(
+                    self._model,
+                    learning,
+                    rows,
+                    collate,
+                    place=self._place,
+                    batch_size=batch_size,
+                    keeping=self._keeping,
+                )
+            except CannotCacheError as error:
+                self._stages[learning] = None
+                reasons.append(str(error))
+        return list(dict.fromkeys(reasons))
+
+    def fill_ahead(
+        self,
+        learnings: Sequence[tuple[frozenset[str], int]],
+        dataset: Any,
+        collate: Any,
+        *,
+        batch_size: int,
+        share: tuple[int, int] = (0, 1),
+        workers: int = 0,
+    ) -> None:
+        """
+        Stores every row for the phases that are worth it and fit, in one pass.
+
+        Args:
+            learnings (`Sequence[tuple[frozenset[str], int]]`):
+                Names of the parameters that learn in each phase, and its steps.
+            dataset (`Dataset`):
+                The rows.
+            collate (`Callable`):
+                Makes a batch of rows.
+            batch_size (`int`):
+                Rows of a training batch.
+            share (`tuple[int, int]`, *optional*, defaults to `(0, 1)`):
+                This process and the number of processes, which share the rows.
+            workers (`int`, *optional*, defaults to 0):
+                Worker processes that read rows.
+
+        Raises:
+            ValueError: If the folder cannot be written.
+        """
+        stages = self._chosen(learnings, dataset)
+        if not stages or (self.fill != "ahead" and all(stage.lazily for stage in stages)):
+            return
+        started = time.perf_counter()
+        for view in range(self.views):
+            if self.views > 1:
+                dataset.set_epoch(view)
+            self.report["rows_filled"] += fill(
+                self._model,
+                [stage.shelf for stage in stages],
+                dataset,
+                collate,
+                device=self._place.device,
+                batch_size=batch_size,
+                exact=self.storage == "float32",
+                share=share,
+                workers=workers,
+                with_labels=self._shelves.with_labels,
+            )
+        self.report["fill_seconds"] += time.perf_counter() - started
+
+    def _chosen(self, learnings: Sequence[tuple[frozenset[str], int]], dataset: Any) -> list[Stage]:
+        """The stages that there is room for; the others are left out from now on."""
+        steps: dict[str, int] = {}
+        stages: dict[str, Stage] = {}
+        for learning, count in learnings:
+            stage = self._stages.get(learning)
+            if stage is not None:
+                stages[stage.cut.fed] = stage
+                steps[stage.cut.fed] = steps.get(stage.cut.fed, 0) + count
+        names, reasons = that_fit(stages, steps, dataset, self.views, self._keeping)
+        for reason in reasons:
+            logger.warning("Not cached: %s.", reason)
+            self.report["reason"] = self.report["reason"] or reason
+        left = [stage for name, stage in stages.items() if name not in names]
+        self._stages = {key: None if stage in left else stage for key, stage in self._stages.items()}
+        return [stages[name] for name in names]
+
+    def follow(self, learning: frozenset[str]) -> None:
+        """
+        Begins at the cut of a phase, or at the input where it has none.
+
+        Args:
+            learning (`frozenset[str]`):
+                Names of the parameters that learn from now on.
+        """
+        stage = self._stages.get(learning)
+        if not self.report.get("used") or (stage is self._stage and stage is not None):
+            return
+        self._leave_stage()
+        if stage is None:
+            return
+        if stage.shelf not in self._shelves.shelves:
+            self._shelves.shelves.append(stage.shelf)
+        self._stage = stage
+        self._player = Player(
+            self._model,
+            stage,
+            self._shelves,
+            self.report,
+            place=self._place,
+            recheck_every=self.recheck_every,
+            turn_off=self.turn_off,
+        )
+        self._shelves.current = self._shelves.shelves.index(stage.shelf)
+        self.report["cuts"].append(stage.to_dict())
+
+    def rest(self) -> None:
+        """The model runs from its input until `follow` is called."""
+        self._leave_stage()
+
+    def drop(self, learning: frozenset[str]) -> None:
+        """
+        Args:
+            learning (`frozenset[str]`):
+                Names of the parameters whose phase shall do without, as another process cannot have it.
+        """
+        self._stages[learning] = None
+
+    def has(self, learning: frozenset[str]) -> bool:
+        """
+        Args:
+            learning (`frozenset[str]`):
+                Names of the parameters that learn.
+
+        Returns:
+            `bool`: Whether there is a cut below them.
+        """
+        return self._stages.get(learning) is not None
+
+    def knows(self, learning: frozenset[str]) -> bool:
+        """
+        Args:
+            learning (`frozenset[str]`):
+                Names of the parameters that learn.
+
+        Returns:
+            `bool`: Whether their cut was looked for, found or not.
+        """
+        return learning in self._stages
+
+    def _leave_stage(self) -> None:
+        self._shelves.current = -1
+        if self._player is not None:
+            self._player.remove()
+        self._player = self._stage = None
+
+    def close(self) -> None:
+        """Ends a run: the model is as it was, the report is complete."""
+        self._leave_stage()
+        stores = {store.folder: store for stage in self._stages.values() if stage for store in stage.shelf.stores}
+        if stores:
+            self.report["bytes"] = sum(store.nbytes for store in stores.values())
+        for store in stores.values():
+            store.close()
+        for handle in self._handles:
+            handle.remove()
+        self._end()
+
+    def _before(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        brought = kwargs.pop(KEY, None)
+        if self._player is not None:
+            self._player.before(kwargs, brought)
+        return args, kwargs
+
+    def _after(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self._player is not None:
+            self._player.after()
+
+
+def parse_size(size: int | str | None) -> int | None:
+    """
+    Args:
+        size (`int` or `str`, *optional*):
+            Bytes, or words such as `"20GB"`.
+
+    Returns:
+        `int` or `None`: Bytes.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if size is None or (isinstance(size, int) and not isinstance(size, bool) and size > 0):
+        return size
+    found = _SIZE.match(size) if isinstance(size, str) else None
+    if not found or float(found[1]) <= 0:
+        raise ValueError(f'`budget` must be a number of bytes or a size such as "20GB", but got {size!r}.')
+    return int(float(found[1]) * 1000 ** " KMGT".index(found[2].upper() or " "))

@@ -1,0 +1,89 @@
+"""What stored activations depend on besides the row: a store under another description is never used."""
+
+import json
+from typing import Any
+
+import torch
+import transformers
+import xxhash
+from torch import nn
+
+from hf_transfer_plugin.freezing import still_modules
+from hf_transfer_plugin.layers import parameters_by_name
+from hf_transfer_plugin.prefix_cache.cuts import Cut
+from hf_transfer_plugin.prefix_cache.entries import Part
+from hf_transfer_plugin.prefix_cache.proving import Place
+
+# What a config says of the user's files and labels, not of the activations.
+_ASIDE = {
+    "_name_or_path",
+    "transformers_version",
+    "architectures",
+    "id2label",
+    "label2id",
+    "problem_type",
+    "torch_dtype",
+}
+
+
+def weights_digest(model: nn.Module, learning: frozenset[str]) -> str:
+    """
+    Args:
+        model (`nn.Module`):
+            The model.
+        learning (`frozenset[str]`):
+            Names of the parameters that learn.
+
+    Returns:
+        `str`: xxh3_128 of everything that is frozen: weights, and the buffers of frozen modules.
+    """
+    digest = xxhash.xxh3_128()
+    tensors: dict[str, torch.Tensor] = {n: p for n, p in parameters_by_name(model).items() if n not in learning}
+    for i, module in enumerate(still_modules(model, learning)):
+        tensors |= {f"{i}.{name}": buffer for name, buffer in module.named_buffers()}
+    for name, tensor in sorted(tensors.items()):
+        values = tensor.detach().cpu().contiguous().flatten()
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(values.view(torch.uint8).numpy().data if values.numel() else b"")
+    return digest.hexdigest()
+
+
+def describe(
+    model: nn.Module, cut: Cut, part: Part, *, weights: str, storage: str, place: Place, batch_size: int | None
+) -> dict[str, Any]:
+    """
+    Args:
+        model (`nn.Module`):
+            The model.
+        cut (`Cut`):
+            The cut.
+        part (`Part`):
+            The part of its tensors.
+        weights (`str`):
+            Digest of the frozen weights.
+        storage (`str`):
+            How floats are kept.
+        place (`Place`):
+            Where and in which precision the model runs.
+        batch_size (`int`, *optional*):
+            Rows at a time, where the last bit matters.
+
+    Returns:
+        `dict[str, Any]`: For [`ActivationStore`].
+    """
+    config: Any = getattr(model, "config", None)
+    settings = config.to_dict() if hasattr(config, "to_dict") else {}
+    known = {name: value for name, value in settings.items() if name not in _ASIDE}
+    known["attention"] = getattr(config, "_attn_implementation", None)
+    return {
+        "model": getattr(config, "name_or_path", "") or type(model).__name__,
+        "cut": cut.fed,
+        "tensors": [[a.module, a.output, a.leaf] for a in part.addresses],
+        "weights": weights,
+        "config": xxhash.xxh3_128_hexdigest(json.dumps(known, sort_keys=True, default=str).encode()),
+        "storage": storage,
+        "precision": place.precision,
+        "device": place.device.type,
+        "batch_size": batch_size,
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+    }

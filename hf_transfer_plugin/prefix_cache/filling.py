@@ -1,0 +1,233 @@
+"""One pass over the data that stores what passes the cuts."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from hf_transfer_plugin.layers.probe import untouched
+from hf_transfer_plugin.prefix_cache.collating import Shelf
+from hf_transfer_plugin.prefix_cache.entries import Part, split_rows
+from hf_transfer_plugin.prefix_cache.passage import Address, Catcher
+from hf_transfer_plugin.prefix_cache.proving import on_device
+from hf_transfer_plugin.prefix_cache.rows import Span, row_digests, row_spans
+from hf_transfer_plugin.prefix_cache.storage import bytes_per_row
+from hf_transfer_plugin.prefix_cache.store import filling
+
+_LONG = ("input_ids", "input_values")
+
+
+def row_lengths(dataset: Any) -> list[int] | None:
+    """
+    Args:
+        dataset (`Dataset`):
+            Encoded rows.
+
+    Returns:
+        `list[int]` or `None`: How long each row's text or sound is; `None` where that would mean to make every row.
+    """
+    if isinstance(dataset, Dataset):
+        name = next((name for name in _LONG if name in dataset.column_names), None)
+        if name is None or dataset.format["type"] == "custom":
+            return None
+        column = dataset.select_columns([name]).with_format("arrow")[:].column(name)
+        return [length for chunk in column.chunks for length in chunk.value_lengths().to_pylist()]
+    if isinstance(dataset, (list, tuple)) and dataset and isinstance(dataset[0], Mapping):
+        name = next((name for name in _LONG if name in dataset[0]), None)
+        return None if name is None else [len(row[name]) for row in dataset]
+    return None
+
+
+def forecast(
+    parts: Sequence[Part], tokens: Sequence[float], storage: str, rows: int, lengths: Sequence[int] | None
+) -> int:
+    """
+    Args:
+        parts (`Sequence[Part]`):
+            The parts of an entry.
+        tokens (`Sequence[float]`):
+            Mean length of a few rows in each part.
+        storage (`str`):
+            How floats are kept.
+        rows (`int`):
+            Rows of the data.
+        lengths (`Sequence[int]`, *optional*):
+            Their lengths in tokens, where they are known.
+
+    Returns:
+        `int`: Bytes that the rows will take.
+    """
+    total = 0.0
+    for part, mean in zip(parts, tokens, strict=True):
+        fixed = bytes_per_row(part.slots, storage, 0)
+        if lengths and part.axis == "tokens":
+            mean = sum(lengths) / len(lengths)
+        total += rows * (fixed + mean * (bytes_per_row(part.slots, storage, 1) - fixed))
+    return round(total)
+
+
+def fill(
+    model: nn.Module,
+    shelves: Sequence[Shelf],
+    dataset: Any,
+    collate: Callable[[list[Any]], Any],
+    *,
+    device: torch.device,
+    batch_size: int,
+    exact: bool = False,
+    share: tuple[int, int] = (0, 1),
+    workers: int = 0,
+    with_labels: bool = False,
+    title: str = "Storing the frozen layers' work",
+) -> int:
+    """
+    Runs the frozen part once over every row that is not stored yet.
+
+    Args:
+        model (`nn.Module`):
+            The model, as training runs it; left as it was.
+        shelves (`Sequence[Shelf]`):
+            What to fill; one pass serves all.
+        dataset (`Dataset`):
+            The rows.
+        collate (`Callable`):
+            Makes a batch of rows.
+        device (`torch.device`):
+            Where the model is.
+        batch_size (`int`):
+            Rows of a training batch. The pass takes the fastest of one, two and four times as many, as measured on
+            its first batches.
+        exact (`bool`, *optional*, defaults to `False`):
+            Take just that many rows at a time, so that shapes are those of training.
+        share (`tuple[int, int]`, *optional*, defaults to `(0, 1)`):
+            This process and the number of processes, which share the rows.
+        workers (`int`, *optional*, defaults to 0):
+            Worker processes that read rows.
+        with_labels (`bool`, *optional*, defaults to `False`):
+            Whether labels are inputs of the model.
+        title (`str`, *optional*):
+            Title of the progress bar.
+
+    Returns:
+        `int`: Rows that were run.
+    """
+    lengths = row_lengths(dataset)
+    order = list(range(len(dataset)))
+    own = any(part.axis == "own" for shelf in shelves for part in shelf.parts)
+    if lengths is not None and not exact:
+        order.sort(key=lambda i: -lengths[i])
+    order = order[share[0] :: share[1]]
+    sizes = _Sizes(batch_size, exact=exact, tried=not exact and not workers, lengths=lengths, alike=own)
+    addresses = list(dict.fromkeys(address for shelf in shelves for address in shelf.addresses))
+    catcher, done = Catcher(model, addresses), 0
+    with ExitStack() as stack:
+        stack.callback(catcher.remove)
+        if share[1] == 1:
+            for folder in sorted({str(store.folder) for shelf in shelves for store in shelf.stores}):
+                stack.enter_context(filling(folder))
+        stack.enter_context(untouched(model))
+        bar = stack.enter_context(tqdm(total=len(order), desc=title, unit="row"))
+        loader = DataLoader(
+            dataset,
+            batch_sampler=sizes.batches(order),
+            collate_fn=collate,
+            num_workers=workers,
+        )
+        for batch in loader:
+            started = time.perf_counter()
+            rows = _store(catcher, model, batch, shelves, device, with_labels)
+            done += rows
+            if rows:
+                sizes.took(time.perf_counter() - started)
+            bar.update(min(sizes.last, len(order) - bar.n))
+        for store in (store for shelf in shelves for store in shelf.stores):
+            store.flush()
+    return done
+
+
+def _store(
+    catcher: Catcher,
+    model: nn.Module,
+    batch: Mapping[str, Any],
+    shelves: Sequence[Shelf],
+    device: torch.device,
+    with_labels: bool,
+) -> int:
+    """Rows that were run, and are stored now."""
+    digests = row_digests(batch, with_labels=with_labels)
+    missing = {place for shelf in shelves for place in shelf.missing(digests)}
+    if not missing:
+        return 0
+    put(shelves, catcher.run(on_device(batch, device), model), row_spans(batch), digests)
+    return len(missing)
+
+
+def put(
+    shelves: Sequence[Shelf],
+    values: Mapping[Address, torch.Tensor],
+    spans: Mapping[str, Span],
+    digests: Sequence[bytes],
+) -> None:
+    """
+    Args:
+        shelves (`Sequence[Shelf]`):
+            Where to put the rows of a batch.
+        values (`Mapping[Address, torch.Tensor]`):
+            What passed.
+        spans (`Mapping[str, Span]`):
+            Where the rows lie in it.
+        digests (`Sequence[bytes]`):
+            Their digests.
+    """
+    here = {address: value.cpu() for address, value in values.items()}
+    for shelf in shelves:
+        for part, store in zip(shelf.parts, shelf.stores, strict=True):
+            store.write(digests, split_rows(part, here, spans))
+
+
+class _Sizes:
+    """
+    How many rows to run at a time: a few sizes are timed on the first batches, and the fastest goes on. Where rows are
+    of one length alone, nothing is padded.
+    """
+
+    def __init__(
+        self, batch_size: int, *, exact: bool, tried: bool, lengths: Sequence[int] | None, alike: bool
+    ) -> None:
+        self._exact, self._size, self._lengths, self._alike = exact, batch_size, lengths, alike
+        # The first call of a kind is slow, so the first size is taken twice.
+        self._trials = [batch_size, batch_size, 2 * batch_size, 4 * batch_size] if tried else []
+        self._seconds: dict[int, float] = {}
+        self._rows: list[int] = []
+
+    @property
+    def last(self) -> int:
+        """Rows of the batch that was given last."""
+        return len(self._rows)
+
+    def took(self, seconds: float) -> None:
+        """Notes the time of the batch that was given last."""
+        if self._trials:
+            work = sum(self._lengths[i] for i in self._rows) if self._lengths else len(self._rows)
+            self._seconds[self._trials.pop(0)] = seconds / max(work, 1)
+            if not self._trials:
+                self._size = min(self._seconds, key=lambda size: self._seconds[size])
+
+    def batches(self, order: Sequence[int]) -> Iterator[list[int]]:
+        """Row numbers, batch by batch."""
+        place = 0
+        while place < len(order):
+            rows = list(order[place : place + (self._trials[0] if self._trials else self._size)])
+            if self._alike:
+                first = self._lengths[rows[0]] if self._lengths else None
+                rows = [i for i in rows if self._lengths and self._lengths[i] == first] or rows[:1]
+            place, self._rows = place + len(rows), rows
+            # The same rows again, for the shape alone.
+            topped = [order[i % len(order)] for i in range(self._size - len(rows))] if self._exact else []
+            yield rows + topped

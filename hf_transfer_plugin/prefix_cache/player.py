@@ -1,0 +1,134 @@
+"""Feeds a model in training what is stored, and keeps what is not yet."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_transfer_plugin.layers.probe import untouched
+from hf_transfer_plugin.prefix_cache.collating import Shelves
+from hf_transfer_plugin.prefix_cache.filling import put
+from hf_transfer_plugin.prefix_cache.passage import Address, Catcher
+from hf_transfer_plugin.prefix_cache.proving import Place, cast, recheck_tolerance, worst_distance
+from hf_transfer_plugin.prefix_cache.stages import Stage
+
+
+class Player:
+    """
+    Runs a model from its cut wherever a batch brings what is stored.
+
+    Args:
+        model (`nn.Module`):
+            The model, unwrapped.
+        stage (`Stage`):
+            The cut and its shelf.
+        shelves (`Shelves`):
+            What the collators see.
+        report (`dict[str, Any]`):
+            Counts are added to it.
+        place (`Place`):
+            Where and in which precision the model runs.
+        recheck_every (`int`):
+            Batches after which one is computed again; 0 never does.
+        turn_off (`Callable[[str], None]`):
+            Takes a reason to go on without the cache.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        stage: Stage,
+        shelves: Shelves,
+        report: dict[str, Any],
+        *,
+        place: Place,
+        recheck_every: int,
+        turn_off: Callable[[str], None],
+    ) -> None:
+        self._model, self._stage, self._shelves, self._report = model, stage, shelves, report
+        self._place, self._recheck_every, self._turn_off = place, recheck_every, turn_off
+        self._passage, self._catcher = stage.cut.passage(model, stage.shapes), Catcher(model, stage.cut.addresses)
+        self._pending: Mapping[str, Any] | None = None
+        self._busy = False
+        self._passage.install()
+
+    def remove(self) -> None:
+        """Takes the hands off the model."""
+        self._passage.remove()
+        self._catcher.remove()
+        for store in self._stage.shelf.stores:
+            store.flush()
+
+    def before(self, batch: Mapping[str, Any], brought: Mapping[str, Any] | None) -> None:
+        """
+        Before the model runs: feeds it, or catches what is not stored yet.
+
+        Args:
+            batch (`Mapping[str, Any]`):
+                What the model is given.
+            brought (`Mapping[str, Any]`, *optional*):
+                What the collator added.
+        """
+        if self._busy:
+            return
+        self._passage.release()
+        self._pending = None
+        if brought is None or brought["cut"] != self._shelves.current:
+            return
+        shelf = self._stage.shelf
+        if "0" not in brought:
+            self._report["misses"] += 1
+            if self._stage.lazily:
+                self._catcher.open()
+                self._pending = brought
+            return
+        values = {address: brought[str(i)] for i, address in enumerate(shelf.addresses)}
+        fed = {a: v for part in shelf.parts for a, v in cast(part, values).items()}
+        self._report["hits"] += 1
+        if not self._recheck_every or self._report["hits"] % self._recheck_every or self._agrees(batch, fed, brought):
+            self._passage.feed(fed)
+
+    def after(self) -> None:
+        """
+        After the model ran: keeps what was caught.
+
+        Raises:
+            RuntimeError: If layers were skipped, and nothing stood in for them.
+        """
+        if self._busy:
+            return
+        if self._passage.running and not self._passage.was_fed:
+            raise RuntimeError(
+                f"The frozen layers were skipped, but {self._passage.fed!r} was not called, so nothing stood in for "
+                "them. Train without the prefix cache (a layer dropped at random does this: set `layerdrop` to 0)."
+            )
+        self._passage.rest()
+        if self._pending is None:
+            return
+        values, brought, self._pending = self._catcher.close(), self._pending, None
+        if len(values) < len(self._stage.shelf.addresses):
+            return
+        try:
+            put([self._stage.shelf], values, brought["spans"], brought["digests"])
+        except ValueError as error:
+            self._turn_off(str(error).rstrip("."))
+
+    def _agrees(self, batch: Mapping[str, Any], fed: Mapping[Address, torch.Tensor], brought: Any) -> bool:
+        """Whether a batch that is computed again is what is stored; else the cache is off from here on."""
+        self._busy = True
+        try:
+            with untouched(self._model):
+                values = self._catcher.run(batch, self._model)
+        finally:
+            self._busy = False
+        self._report["rechecks"] += 1
+        far = worst_distance(self._stage.shelf.parts, values, fed, brought["spans"])
+        store = self._stage.shelf.stores[0]
+        if far <= recheck_tolerance(self._model, self._place, store.storage):
+            return True
+        self._turn_off(
+            f"a batch that was computed again differs by {far:.1e} from what is stored in '{store.folder}' (weights, "
+            "data or files were changed)"
+        )
+        return False

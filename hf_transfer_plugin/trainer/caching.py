@@ -1,0 +1,232 @@
+"""The prefix cache in a Trainer: when it starts, what it follows, and where it stays off."""
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+from torch.utils.data import IterableDataset
+from transformers import Trainer
+
+from hf_transfer_plugin.callbacks.ranks import anywhere, together
+from hf_transfer_plugin.planning import phase_starts
+from hf_transfer_plugin.prefix_cache import FrozenPrefixCache
+from hf_transfer_plugin.prefix_cache.collating import SeededViews, kept_random
+from hf_transfer_plugin.prefix_cache.filling import row_lengths
+from hf_transfer_plugin.prefix_cache.rows import row_digests
+from hf_transfer_plugin.schedules import LinearProbeThenFineTune
+
+# Rows looked at to find short and long ones, and rows of the proofs.
+_LOOKED_AT, _PROBED = 64, 5
+Phases = list[tuple[frozenset[str], int]]
+
+
+class PrefixCaching:
+    """
+    Starts a [`FrozenPrefixCache`] with each run of an attached Trainer, and hands it the cuts of the schedule.
+
+    Args:
+        trainer (`Trainer`):
+            The Trainer.
+        cache (`FrozenPrefixCache`):
+            The cache.
+        schedule (`FreezingPolicy` or `UnfreezingSchedule`):
+            Which parameters learn when.
+        keep_dropout (`bool`):
+            Whether frozen layers shall drop out.
+    """
+
+    def __init__(self, trainer: Trainer, cache: FrozenPrefixCache, schedule: Any, *, keep_dropout: bool) -> None:
+        self.trainer, self.cache, self.schedule = trainer, cache, schedule
+        self._keep_dropout = keep_dropout
+        self._data: tuple[Any, Any, Sequence[Any]] | None = None
+        self._bring_along("get_train_dataloader", views=cache.views)
+        self._bring_along("get_test_dataloader")
+        self._bring_along("get_eval_dataloader")
+
+    def _bring_along(self, name: str, *, views: int = 1) -> None:
+        """Lets the loaders that a method makes bring what is stored."""
+        make, trainer, cache = getattr(self.trainer, name), self.trainer, self.cache
+
+        @functools.wraps(make)
+        def loader(*args: Any, **kwargs: Any) -> Any:
+            # What is written token by token takes no batch as training does.
+            if name != "get_train_dataloader" and getattr(trainer.args, "predict_with_generate", False):
+                return make(*args, **kwargs)
+            collate, data = trainer.data_collator, trainer.train_dataset
+            trainer.data_collator = cache.collator(collate)
+            if views > 1 and hasattr(data, "__len__"):
+                trainer.train_dataset = SeededViews(data, views, trainer.args.seed)
+            try:
+                return make(*args, **kwargs)
+            finally:
+                trainer.data_collator, trainer.train_dataset = collate, data
+
+        setattr(self.trainer, name, loader)
+
+    def begin(self, state: Any, model: nn.Module, groups: Any, loader: Any) -> None:
+        """
+        Finds the cuts of the phases that lie ahead, proves them, and stores what they need.
+
+        Args:
+            state (`TrainerState`):
+                The state.
+            model (`nn.Module`):
+                The model, unwrapped.
+            groups (`LayerGroups`):
+                Its layer groups.
+            loader (`DataLoader`):
+                Trainer's.
+        """
+        args = self.trainer.args
+        self.cache.begin(model, args.device, self.trainer.accelerator.mixed_precision)
+        self._data = None
+        refusal = _refusal(self.trainer, model, loader, keep_dropout=self._keep_dropout)
+        if refusal is None:
+            with kept_random():
+                rows = together(lambda: _probe_rows(loader.dataset))
+                refusal = together(lambda: _never_the_same(loader, rows, self.cache))
+        if anywhere(refusal is not None, args.device):
+            self.cache.turn_off(refusal or "another process cannot use it")
+            return
+        self._data = loader.dataset, loader.collate_fn, rows
+        phases = _phases(self.schedule, state, model, groups)
+        ahead = self._as_solved(state, groups, len(loader.dataset)) + phases
+        reason = self._find_and_fill(ahead)
+        if reason is not None:
+            self.cache.turn_off(reason)
+        elif ahead[0] not in phases:
+            # The head is solved on what is stored.
+            self.cache.follow(ahead[0][0])
+
+    def _as_solved(self, state: Any, groups: Any, rows: int) -> Phases:
+        """LP-FT solves the head first, on every row or on a part; then everything learns."""
+        schedule = self.schedule
+        if not isinstance(schedule, LinearProbeThenFineTune) or state.global_step:
+            return []
+        labels = getattr(self.trainer.model.config, "num_labels", 1)
+        if schedule.rows_per_output is not None and rows > schedule.rows_per_output * labels:
+            return []
+        return [(frozenset(groups.open[-1].parameters), math.ceil(rows / self._rows_a_step()))]
+
+    def _rows_a_step(self) -> int:
+        args = self.trainer.args
+        return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+
+    def _find_and_fill(self, phases: Phases) -> str | None:
+        """Why nothing of this is used; else it is ready."""
+        args, cache = self.trainer.args, self.cache
+        assert self._data is not None
+        dataset, collate, rows = self._data
+        with kept_random():
+            reasons = together(lambda: cache.find(phases, rows, collate, args.train_batch_size))
+            for learning in dict.fromkeys(learning for learning, _ in phases):
+                if anywhere(not cache.has(learning), args.device):
+                    cache.drop(learning)
+            used = [(learning, steps) for learning, steps in phases if cache.has(learning)]
+            if not used:
+                return reasons[0] if reasons else "another process cannot use it"
+            if sum(steps for _, steps in used) * self._rows_a_step() < len(dataset):
+                return "less than an epoch has a frozen part, so no row would be read twice"
+            together(
+                lambda: cache.fill_ahead(
+                    used,
+                    dataset,
+                    collate,
+                    batch_size=args.train_batch_size,
+                    share=(args.process_index, args.world_size),
+                    workers=args.dataloader_num_workers,
+                )
+            )
+            for learning, _ in used:
+                if anywhere(not cache.has(learning), args.device):
+                    cache.drop(learning)
+        return None if any(cache.has(learning) for learning, _ in used) else cache.report["reason"]
+
+    def follow(self, state: Any, learning: frozenset[str]) -> None:
+        """
+        Begins at the cut of a phase; one that could not be foreseen is found, and filled where it pays.
+
+        Args:
+            state (`TrainerState`):
+                The state.
+            learning (`frozenset[str]`):
+                Names of the parameters that learn from now on.
+        """
+        if self._data is not None and self.cache.report["used"] and not self.cache.knows(learning):
+            # As it is now, the model must run itself.
+            self.cache.rest()
+            self._find_and_fill([(learning, state.max_steps - state.global_step)])
+        self.cache.follow(learning)
+
+    def begin_epoch(self, loader: Any, epoch: float) -> None:
+        """
+        Args:
+            loader (`DataLoader`):
+                Trainer's.
+            epoch (`float`):
+                The epoch, which decides the view of each row.
+        """
+        if isinstance(loader.dataset, SeededViews):
+            loader.dataset.set_epoch(int(epoch))
+
+
+def _phases(schedule: Any, state: Any, model: nn.Module, groups: Any) -> Phases:
+    """What learns in each phase from now on, and for how many steps."""
+    starts = phase_starts(schedule, state.max_steps, state.num_train_epochs, model, groups)
+    ends = [step for step, _ in starts[1:]] + [state.max_steps]
+    left = [(learning, end - max(step, state.global_step)) for (step, learning), end in zip(starts, ends, strict=True)]
+    return [(learning, steps) for learning, steps in left if steps > 0]
+
+
+def _refusal(trainer: Trainer, model: nn.Module, loader: Any, *, keep_dropout: bool) -> str | None:
+    """What is known without a look at the model's work."""
+    args, config = trainer.args, getattr(model, "config", None)
+    parts = [config, *(part for part in vars(config).values() if hasattr(part, "to_dict"))] if config else []
+
+    def set_to(*names: str) -> str | None:
+        return next((name for part in parts for name in names if getattr(part, name, None)), None)
+
+    dropped = set_to("layerdrop", "encoder_layerdrop", "decoder_layerdrop")
+    masked = set_to("apply_spec_augment") and set_to("mask_time_prob", "mask_feature_prob")
+    data = loader.dataset
+    reasons = {
+        "the data is a stream without length": isinstance(data, IterableDataset) or not hasattr(data, "__len__"),
+        "`keep_dropout` lets the frozen layers drop out, so they never say the same twice": keep_dropout,
+        "NEFTune adds noise below the frozen layers": bool(args.neftune_noise_alpha),
+        "`torch_compile` makes one program of the whole model": args.torch_compile,
+        "FSDP and DeepSpeed divide the frozen layers": trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled,
+        "several devices of one process (`DataParallel`) share no activations; use torchrun": args.n_gpu > 1,
+        f"`config.{dropped}` leaves out layers at random; set it to 0": dropped is not None,
+        "SpecAugment masks what the frozen layers see; set `config.apply_spec_augment` to False": bool(masked),
+    }
+    return next((reason for reason, applies in reasons.items() if applies), None)
+
+
+def _probe_rows(dataset: Any) -> list[Any]:
+    """A few rows of different length, the shortest first."""
+    some = list(range(min(len(dataset), _LOOKED_AT)))
+    lengths = row_lengths(dataset)
+    if lengths is not None:
+        some.sort(key=lambda i: lengths[i])
+        last = len(some) - 1
+        some = [some[round(i * last / (_PROBED - 1))] for i in range(_PROBED)]
+    return [dataset[i] for i in dict.fromkeys(some[:_PROBED])]
+
+
+def _never_the_same(loader: Any, rows: Sequence[Any], cache: FrozenPrefixCache) -> str | None:
+    """Why a row cannot be known again; `None` where it can."""
+    try:
+        first, second = (row_digests(loader.collate_fn(list(rows))) for _ in range(2))
+    except (ValueError, AttributeError, TypeError) as error:
+        return f"the rows of a batch cannot be told apart ({error})"
+    if first != second:
+        return "the collator makes other batches of the same rows each time, as masking does"
+    again = row_digests(loader.collate_fn(_probe_rows(loader.dataset)))
+    if again != first:
+        return (
+            "the rows are others each time they are read, as random augmentation makes them; keep a number of views "
+            "of each with `FrozenPrefixCache(views=...)`"
+        )
+    return None
