@@ -1,6 +1,6 @@
 """Where the frozen part of a model ends: what need not run, what is fed instead, and the proof that it is the same."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,6 +17,7 @@ from hf_transfer_plugin.prefix_cache.shapes import OutputShapes
 
 # Of cuts that skip at least this share of the most that can be skipped, the one that stores least.
 _WORTH = 0.9
+_ATTEMPTS = 12
 _RESULTS = ("loss", "logits", "boxes", "embeds", "scores", "masks")
 
 
@@ -154,16 +155,16 @@ def find_cut(model: nn.Module, learning: frozenset[str], probes: Sequence[Mappin
     reasons: list[str] = []
     found: list[tuple[int, int, int, Cut]] = []
     with _prepared(model, learning):
-        prover = _Prover(model, learning, probes)
+        prover = _Prover(model, learning, probes, still, traces)
         proved: dict[tuple[str, ...], int] = {}
         # From the outside in; further in only where less is handed over.
         for fed in reversed(_ancestors(first)):
-            skipped = _skippable(model, fed, still, traces)
+            skipped = prover.skippable(fed)
             elements = traces[0].elements.get(fed, 0)
             if not skipped or elements >= proved.get(skipped, elements + 1):
                 continue
             try:
-                cut, size = prover.prove(fed, skipped, repeated=traces[0].order.count(fed) > 1)
+                cut, size = prover.prove(fed)
             except CannotCacheError as error:
                 reasons.append(f"{fed}: {error}")
                 continue
@@ -211,25 +212,6 @@ def _ancestors(name: str) -> list[str]:
     return [".".join(parts[:i]) for i in range(len(parts), 0, -1) if name]
 
 
-def _skippable(model: nn.Module, fed: str, still: Sequence[nn.Module], traces: Sequence[Trace]) -> tuple[str, ...]:
-    """The outermost frozen modules that run before the fed one, and never again in the same pass."""
-    if any(fed not in seen.order for seen in traces):
-        return ()
-    order, moment = traces[0].order, traces[0].first(fed)
-    last = {name: i for i, name in enumerate(order)}
-    quiet = {id(inner) for module in still for inner in module.modules()}
-    modules = dict(model.named_modules())
-    chosen: list[str] = []
-    for name in order[:moment]:
-        inside = any(name.startswith(f"{other}.") for other in chosen) or name in chosen
-        around = fed.startswith(f"{name}.") or not name
-        if inside or around or id(modules[name]) not in quiet or not any(True for _ in modules[name].parameters()):
-            continue
-        if last[name] < moment and order.count(name) == 1:
-            chosen.append(name)
-    return tuple(chosen)
-
-
 @contextmanager
 def _prepared(model: nn.Module, learning: frozenset[str]) -> Any:
     """Everything in eval mode, with the phase's parameters trainable, so that gradients can be compared."""
@@ -245,39 +227,85 @@ def _prepared(model: nn.Module, learning: frozenset[str]) -> Any:
 class _Prover:
     """Tries cuts of one model on the same batches."""
 
-    def __init__(self, model: nn.Module, learning: frozenset[str], probes: Sequence[Mapping[str, Any]]) -> None:
-        self.model, self.probes = model, probes
+    def __init__(
+        self,
+        model: nn.Module,
+        learning: frozenset[str],
+        probes: Sequence[Mapping[str, Any]],
+        still: Sequence[nn.Module],
+        traces: Sequence[Trace],
+    ) -> None:
+        self.model, self.probes, self.traces = model, probes, traces
         self.parameters = [p for name, p in parameters_by_name(model).items() if name in learning]
         self.sizes = [_batch_size(probe) for probe in probes]
+        quiet = {id(inner) for module in still for inner in module.modules()}
+        modules = [(name, m) for name, m in model.named_modules() if id(m) in quiet]
+        self.still = {name for name, m in modules if any(True for _ in m.parameters())}
 
-    def prove(self, fed: str, skipped: tuple[str, ...], *, repeated: bool) -> tuple[Cut, int]:
+    def skippable(self, fed: str, run: Collection[str] = (), *, whole: bool = False) -> tuple[str, ...]:
+        """
+        The outermost frozen modules that run before the fed one, and never again in the same pass; without those that
+        must `run`, of which the inner ones are still skipped unless they run as a `whole`.
+        """
+        if any(fed not in seen.order for seen in self.traces):
+            return ()
+        order, moment = self.traces[0].order, self.traces[0].first(fed)
+        last = {name: i for i, name in enumerate(order)}
+        chosen: list[str] = []
+        for name in order[:moment]:
+            around = fed.startswith(f"{name}.") or not name or name in run
+            if around or name not in self.still or _within(name, chosen) or (whole and _within(name, run)):
+                continue
+            if last[name] < moment and order.count(name) == 1:
+                chosen.append(name)
+        return tuple(chosen)
+
+    def prove(self, fed: str) -> tuple[Cut, int]:
         """The cut at a module, with the elements that pass it for the first batch."""
-        for _ in range(4):
-            cut = Cut(fed, skipped, (), repeated)
+        try:
+            return self._proved(fed, whole=False)
+        except CannotCacheError as error:
+            try:
+                return self._proved(fed, whole=True)
+            except CannotCacheError:
+                raise error from None
+
+    def _proved(self, fed: str, *, whole: bool) -> tuple[Cut, int]:
+        run: set[str] = set()
+        shape: tuple[int, ...] = ()
+        repeated = self.traces[0].order.count(fed) > 1
+        for _ in range(_ATTEMPTS):
+            cut = Cut(fed, self.skippable(fed, run, whole=whole), (), repeated)
+            if not cut.skipped:
+                break
             with cut.passage(self.model).installed() as passage:
                 lives = [self._live(passage, probe) for probe in self.probes]
-                passed = self._passed(passage, cut, lives, {})
-                odd = [a for a in passed if not self._is_of_rows(a, lives)]
-                makers = {self._maker(a, lives[0][0], skipped) for a in odd}
+                cut = replace(cut, addresses=self._passed(passage, cut, lives, {}))
+                odd = self._odd(cut, lives)
                 if not odd:
-                    cut = self._narrowed(passage, replace(cut, addresses=passed), lives)
-                    values = cut.pick(lives[0][0])
-                    return cut, sum(v.numel() for v in values.values())
+                    cut = self._narrowed(passage, cut, lives)
+                    odd = self._odd(cut, lives)
+            if not odd:
+                return cut, sum(v.numel() for v in cut.pick(lives[0][0]).values())
             # What depends on the whole batch, such as a position bias, is made anew by the module that makes it.
+            shape = _shape(odd[0], lives)
+            makers = {self._maker(address, cut, lives) for address in odd}
             if None in makers:
-                raise CannotCacheError(
-                    f"it takes a tensor of shape {_shape(odd[0], lives)} that is not one of each row"
-                )
-            skipped = tuple(name for name in skipped if name not in makers)
-            if not skipped:
                 break
-        raise CannotCacheError("too many tensors depend on the whole batch")
+            run |= {maker for maker in makers if maker is not None}
+        raise CannotCacheError(f"it takes a tensor of shape {shape} that is not one of each row")
+
+    def _odd(self, cut: Cut, lives: Any) -> list[Address]:
+        return [address for address in cut.addresses if not self._is_of_rows(address, lives)]
 
     def _live(self, passage: Passage, probe: Mapping[str, Any]) -> tuple[dict[str, list[Any]], list[torch.Tensor]]:
         caught, output = passage.watch(probe)
         # The pass goes on with these very objects, and some modules write into their inputs.
         caught = {name: [v.detach() if isinstance(v, torch.Tensor) else v for v in c] for name, c in caught.items()}
-        return caught, self._facts(output)
+        try:
+            return caught, self._facts(output)
+        except RuntimeError as error:
+            raise CannotCacheError(f"in eval mode it has no gradients: {str(error).splitlines()[0]}") from error
 
     def _facts(self, output: Any) -> list[torch.Tensor]:
         """Results and gradients."""
@@ -313,18 +341,31 @@ class _Prover:
 
     def _is_of_rows(self, address: Address, lives: Any) -> bool:
         """Whether a tensor holds one entry a row, of which at most one size differs between batches."""
-        shapes = [tuple(caught[address.module][address.leaf].shape) for caught, _ in lives]
+        values = [caught[address.module][address.leaf] for caught, _ in lives]
+        if not all(isinstance(value, torch.Tensor) for value in values):
+            return False
+        shapes = [tuple(value.shape) for value in values]
         if any(not shape or shape[0] != size for shape, size in zip(shapes, self.sizes, strict=True)):
             return False
         if len({len(shape) for shape in shapes}) > 1:
             return False
         return sum(len(set(sizes)) > 1 for sizes in list(zip(*shapes, strict=True))[1:]) <= 1
 
-    def _maker(self, address: Address, caught: Mapping[str, Sequence[Any]], skipped: Sequence[str]) -> str | None:
+    def _maker(self, address: Address, cut: Cut, lives: Any) -> str | None:
+        """The skipped module that makes a tensor: by what it returns, else by what is right again once it runs."""
+        if address.output:
+            return address.module
+        caught = lives[0][0]
         value = caught[address.module][address.leaf]
-        for name in skipped:
-            if any(isinstance(v, torch.Tensor) and v.data_ptr() == value.data_ptr() for v in caught.get(name, ())):
+        for name in cut.skipped if isinstance(value, torch.Tensor) else ():
+            if any(isinstance(v, torch.Tensor) and v.data_ptr() == value.data_ptr() for v in caught[name]):
                 return name
+        for name in cut.skipped:
+            fewer = replace(cut, skipped=tuple(other for other in cut.skipped if other != name))
+            with fewer.passage(self.model).installed() as passage:
+                passage.watch(self.probes[0])
+                if address not in self._passed(passage, fewer, lives[:1], {}):
+                    return name
         return None
 
     def _narrowed(self, passage: Passage, cut: Cut, lives: Any) -> Cut:
@@ -342,13 +383,7 @@ class _Prover:
         everything = replace(cut, addresses=(*outputs, *cut.addresses))
         if not self._same(passage, everything, lives):
             raise CannotCacheError("outputs or gradients are not the same bit for bit")
-        needed = list(outputs)
-        for address in outputs:
-            fewer = replace(cut, addresses=(*(a for a in needed if a != address), *cut.addresses))
-            if self._same(passage, fewer, lives):
-                needed.remove(address)
-        if not all(self._is_of_rows(address, lives) for address in needed):
-            raise CannotCacheError("what later modules read again is not one of each row")
+        needed = self._needed(passage, cut, outputs, lives)
         values = {address: caught[address.module][address.leaf] for address in needed}
         inputs = self._passed(passage, cut, lives[:1], values)
         cut = replace(cut, addresses=(*needed, *inputs))
@@ -356,6 +391,18 @@ class _Prover:
             raise CannotCacheError("outputs or gradients are not the same bit for bit")
         self._require_effect(passage, cut, lives)
         return cut
+
+    def _needed(self, passage: Passage, cut: Cut, outputs: Sequence[Address], lives: Any) -> list[Address]:
+        """The outputs without which something differs, found by halves."""
+        needed, spans = list(outputs), [list(outputs)]
+        while spans:
+            span = spans.pop()
+            fewer = [address for address in needed if address not in span]
+            if self._same(passage, replace(cut, addresses=(*fewer, *cut.addresses)), lives):
+                needed = fewer
+            elif len(span) > 1:
+                spans += [span[len(span) // 2 :], span[: len(span) // 2]]
+        return needed
 
     def _same(self, passage: Passage, cut: Cut, lives: Any) -> bool:
         for probe, (caught, facts) in zip(self.probes, lives, strict=True):
@@ -374,6 +421,10 @@ class _Prover:
         found = self._facts(passage.run(self.probes[0], noise, noise=True))
         if all(map(_equal, lives[0][1], found)):
             raise CannotCacheError("noise in its place gives the same outputs, so nothing can be proved")
+
+
+def _within(name: str, others: Collection[str]) -> bool:
+    return any(name == other or name.startswith(f"{other}.") for other in others)
 
 
 class _SeenError(Exception):
@@ -423,4 +474,4 @@ def _batch_size(probe: Mapping[str, Any]) -> int:
 
 
 def _shape(address: Address, lives: Any) -> tuple[int, ...]:
-    return tuple(lives[0][0][address.module][address.leaf].shape)
+    return tuple(getattr(lives[0][0][address.module][address.leaf], "shape", ()))

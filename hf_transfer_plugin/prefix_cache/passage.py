@@ -171,7 +171,7 @@ class Passage:
                 return output
             found = shapes.placeholder((args, kwargs), noise=self._noise)
             if found is None:
-                shapes.observe(*computed_without_values(forward, (args, kwargs)))
+                shapes.observe(*_computed(forward, (args, kwargs)))
                 found = shapes.placeholder((args, kwargs), noise=self._noise)
             return self._with_values(name, found)
 
@@ -289,6 +289,15 @@ class Catcher:
 
 class PassedError(Exception):
     """Ends a forward pass: everything that was wanted has passed."""
+
+
+def _computed(forward: Callable[..., Any], inputs: Any) -> tuple[Any, Any]:
+    """What a skipped module returns for shapes that are new: without values; with values where it looks at them."""
+    try:
+        return computed_without_values(forward, inputs)
+    except Exception:  # noqa: BLE001  what a module does with its values is its own affair
+        with torch.no_grad():
+            return inputs, forward(*inputs[0], **inputs[1])
 
 
 def fitted(value: torch.Tensor, placeholder: Any) -> torch.Tensor:

@@ -22,6 +22,10 @@ class _Rule:
     kinds: dict[int, torch.dtype]
     seen: list[tuple[Shapes, dict[int, tuple[int, ...]]]] = field(default_factory=list)
 
+    def saw(self, into: Shapes) -> bool:
+        """Whether these very shapes went in."""
+        return any(shapes == into for shapes, _ in self.seen)
+
     def shape(self, leaf: int, into: Shapes) -> tuple[int, ...] | None:
         """The shape of a leaf, where all that was seen agrees on it."""
         for shapes, found in self.seen:
@@ -62,7 +66,7 @@ class OutputShapes:
     """
 
     def __init__(self) -> None:
-        self._rules: dict[Any, _Rule] = {}
+        self._rules: dict[Any, list[_Rule]] = {}
 
     def observe(self, inputs: Any, output: Any) -> None:
         """
@@ -79,9 +83,12 @@ class OutputShapes:
         tensors = {i: t for i, t in enumerate(leaves) if isinstance(t, torch.Tensor) and i not in aliases}
         values = {i: leaf for i, leaf in enumerate(leaves) if i not in aliases and i not in tensors}
         kinds = {i: t.dtype for i, t in tensors.items()}
-        rule = self._rules.get(key)
-        if rule is None or (rule.spec, rule.aliases, rule.kinds) != (spec, aliases, kinds):
-            rule = self._rules[key] = _Rule(spec, aliases, values, kinds)
+        rules = self._rules.setdefault(key, [])
+        # A list with one tensor for each row is of another kind in each batch.
+        rule = next((r for r in rules if (r.spec, r.aliases, r.kinds) == (spec, aliases, kinds)), None)
+        if rule is None:
+            rule = _Rule(spec, aliases, values, kinds)
+            rules.append(rule)
         rule.seen.append((shapes, {i: tuple(t.shape) for i, t in tensors.items()}))
 
     def placeholder(self, inputs: Any, *, noise: bool = False) -> Any:
@@ -96,7 +103,8 @@ class OutputShapes:
             `Any` or `None`: Tensors of the shapes that the module would return; `None` where they cannot be told.
         """
         into, key, shapes = _facts(inputs)
-        rule = self._rules.get(key)
+        rules = self._rules.get(key, [])
+        rule = next((r for r in rules if r.saw(shapes)), rules[0] if len(rules) == 1 else None)
         if rule is None:
             return None
         device = next((leaf.device for leaf in into if isinstance(leaf, torch.Tensor)), torch.device("cpu"))
