@@ -22,7 +22,7 @@ import signal
 import time
 import traceback
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from benchmarks.tiny_inputs import Inputs, candidates, on_text_alone
 from benchmarks.tiny_models import tiny_model
 from hf_transfer_plugin import LayerGroups, discover_layer_groups
 
+Survey = Callable[[str, str], dict[str, Any]]
 RESULTS = Path(__file__).parent / "results" / "architecture_survey.jsonl"
 TASKS = {
     "sequence classification": "SEQUENCE_CLASSIFICATION",
@@ -178,7 +179,7 @@ def survey_class(class_name: str, model_type: str) -> dict[str, Any]:
     }
 
 
-def survey_apart(class_name: str, model_type: str) -> dict[str, Any]:
+def survey_apart(class_name: str, model_type: str, survey: Survey = survey_class) -> dict[str, Any]:
     """`survey_class` in a process of its own, so that a crash, a loop or a giant ends only that class."""
     failed = {"class": class_name, "model_type": model_type, "stage": "fails"}
     read, write = os.pipe()
@@ -188,7 +189,7 @@ def survey_apart(class_name: str, model_type: str) -> dict[str, Any]:
         signal.alarm(SECONDS)
         resource.setrlimit(resource.RLIMIT_AS, (GIBIBYTES << 30, GIBIBYTES << 30))
         try:
-            row = survey_class(class_name, model_type)
+            row = survey(class_name, model_type)
         except BaseException as error:  # noqa: BLE001  nothing may return into the parent's loop
             row = {**failed, "reasons": [f"crash: {reason(error)}"]}
         with os.fdopen(write, "w") as pipe:
@@ -247,8 +248,21 @@ def _cell(row: Mapping[str, Any]) -> str:
     return f"{why}: {found}" if why else found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def run(survey: Survey, results: Path, table: Callable[[Mapping[str, Mapping[str, Any]]], str], about: str) -> None:
+    """
+    The command line of a survey.
+
+    Args:
+        survey (`Callable`):
+            Surveys one class: its name and model type to a row.
+        results (`Path`):
+            The file of rows; the table stands beside it.
+        table (`Callable`):
+            Makes the table of all rows.
+        about (`str`):
+            What `--help` says.
+    """
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=19, help="stop after that long")
     parser.add_argument("--only", nargs="*", help="run these classes again and print their rows")
     parser.add_argument("--table", action="store_true", help="write the table and stop")
@@ -256,10 +270,10 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
+    lines = results.read_text().splitlines() if results.exists() else []
     rows = {row["class"]: row for row in map(json.loads, lines)}
     if options.table:
-        RESULTS.with_suffix(".md").write_text(table(rows))
+        results.with_suffix(".md").write_text(table(rows))
         return
     for name in SHARED:
         importlib.import_module(f"transformers.models.{name}.modeling_{name}")
@@ -270,17 +284,17 @@ def main() -> None:
         if time.monotonic() > end:
             print("Time is up; call again for the rest.")
             break
-        rows[name] = survey_apart(name, model_type)
+        rows[name] = survey_apart(name, model_type, survey)
         if options.only:
             print(json.dumps(rows[name], indent=1))
-        RESULTS.parent.mkdir(exist_ok=True)
-        half = RESULTS.with_suffix(".half")
+        results.parent.mkdir(exist_ok=True)
+        half = results.with_suffix(".half")
         half.write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
-        half.replace(RESULTS)
+        half.replace(results)
     else:
         print("Nothing is left.")
-    RESULTS.with_suffix(".md").write_text(table(rows))
+    results.with_suffix(".md").write_text(table(rows))
 
 
 if __name__ == "__main__":
-    main()
+    run(survey_class, RESULTS, table, __doc__ or "")
