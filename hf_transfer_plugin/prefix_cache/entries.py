@@ -49,7 +49,7 @@ def make_parts(cut: Cut, passed: Sequence[Passing], batches: Sequence[Mapping[st
     Returns:
         `tuple[Part, ...]`: The parts.
     """
-    found: dict[str | None, list[tuple[Address, Slot]]] = {}
+    found: dict[Any, list[tuple[Address, Slot]]] = {}
     spans = [row_spans(batch) for batch in batches]
     for address in cut.addresses:
         shapes = [tuple(values[address].shape) for values in passed]
@@ -57,8 +57,10 @@ def make_parts(cut: Cut, passed: Sequence[Passing], batches: Sequence[Mapping[st
         shape: list[int | None] = list(shapes[0][1:])
         if dim is not None:
             shape[dim - 1] = None
-        found.setdefault(axis, []).append((address, Slot(tuple(shape), passed[0][address].dtype)))
-    return tuple(Part(axis, *map(tuple, zip(*pairs, strict=True))) for axis, pairs in found.items())
+        # Frames of a sound and words that stand behind them have lengths of their own.
+        lengths = tuple(s[dim] for s in shapes) if axis == "own" and dim is not None else ()
+        found.setdefault((axis, lengths), []).append((address, Slot(tuple(shape), passed[0][address].dtype)))
+    return tuple(Part(axis, *map(tuple, zip(*pairs, strict=True))) for (axis, _), pairs in found.items())
 
 
 def _axis(shapes: list[tuple[int, ...]], spans: list[dict[str, Span]]) -> tuple[str | None, int | None]:

@@ -64,7 +64,9 @@ def _span(kept: np.ndarray) -> Span:
     return Span(tuple(starts.tolist()), tuple(np.maximum(ends - starts, 0).tolist()), width)
 
 
-def row_digests(batch: Mapping[str, Any], *, with_labels: bool = False) -> list[bytes]:
+def row_digests(
+    batch: Mapping[str, Any], *, with_labels: bool = False, spans: Mapping[str, Span] | None = None
+) -> list[bytes]:
     """
     A digest of each row's own inputs, the same however the row is padded and whatever stands beside it.
 
@@ -73,6 +75,8 @@ def row_digests(batch: Mapping[str, Any], *, with_labels: bool = False) -> list[
             What a collator made.
         with_labels (`bool`, *optional*, defaults to `False`):
             Whether the labels are inputs too, as an encoder-decoder shifts them into its decoder.
+        spans (`Mapping[str, Span]`, *optional*):
+            Where the rows lie, if that is known.
 
     Returns:
         `list[bytes]`: 16 bytes (xxh3_128) a row.
@@ -80,26 +84,40 @@ def row_digests(batch: Mapping[str, Any], *, with_labels: bool = False) -> list[
     Raises:
         ValueError: If the batch holds no tensor with an entry for each row.
     """
-    spans = row_spans(batch)
+    spans = row_spans(batch) if spans is None else spans
     tensors = {
         name: value.detach().cpu()
         for name, value in sorted(batch.items())
         if isinstance(value, torch.Tensor) and value.ndim and (with_labels or name not in _UNSEEN)
     }
-    sizes = {len(value) for value in tensors.values()}
+    packed = _packed(tensors)
+    sizes = {len(value) for name, value in tensors.items() if name not in packed}
     if len(sizes) != 1:
         shapes = {name: tuple(value.shape) for name, value in tensors.items()}
         raise ValueError(f"every tensor of a batch must hold one entry a row, but got the shapes {shapes}")
     hashers = [xxhash.xxh3_128() for _ in range(sizes.pop())]
     for name, value in tensors.items():
         array = value.view(torch.int16).numpy() if value.dtype == torch.bfloat16 else value.numpy()
-        span = _fitting(name, array.shape, spans)
+        span = packed.get(name) or _fitting(name, array.shape, spans)
         head = f"{name}|{array.dtype}|".encode()
         for i, hasher in enumerate(hashers):
-            row = array[i] if span is None else array[i, span.starts[i] : span.starts[i] + span.lengths[i]]
+            at = slice(None) if span is None else slice(span.starts[i], span.starts[i] + span.lengths[i])
+            row = array[at] if name in packed else array[i][at] if span is not None else array[i]
             hasher.update(head + str(row.shape).encode())
             hasher.update(np.ascontiguousarray(row).view(np.uint8).data if row.size else b"")
     return [hasher.digest() for hasher in hashers]
+
+
+def _packed(tensors: Mapping[str, torch.Tensor]) -> dict[str, Span]:
+    """Pixels of one image a row, one image behind another, with a grid that tells how many patches each has."""
+    found = {}
+    for grid in (value for name, value in tensors.items() if name.endswith(("_grid_thw", "_grid_hw"))):
+        counts = grid.prod(1) if grid.ndim == 2 else grid
+        ends = counts.cumsum(0)
+        for name, value in tensors.items():
+            if len(value) == int(ends[-1]) != len(grid) == len(tensors.get("input_ids", grid)):
+                found[name] = Span(tuple((ends - counts).tolist()), tuple(counts.tolist()), len(value))
+    return found
 
 
 def _fitting(name: str, shape: tuple[int, ...], spans: Mapping[str, Span]) -> Span | None:
