@@ -115,6 +115,7 @@ def test_help_of_train_shows_the_measured_defaults(call):
     assert f"(default: {DEFAULT_ARGUMENTS['learning_rate']})" in " ".join(out.split())
     for name in ("--strategy", "--learning_rates", "--label_column", "--per_device_train_batch_size"):
         assert name in out
+    assert "for later epochs: auto, off, or a folder. (default: off)" in " ".join(out.split())
 
 
 def test_examples_of_train_can_be_parsed():

@@ -63,6 +63,7 @@ def test_all_faults_are_told_at_once():
         "mlm_probability": 1.0,
         "stride": 0,
         "max_target_length": -1,
+        "prefix_cache": "yes",
     }
     with pytest.raises(ConfigError) as caught:
         TransferConfig(**faulty)
@@ -93,6 +94,11 @@ def test_all_faults_are_told_at_once():
         ({"trust_remote_code": "false"}, "`trust_remote_code` must be true or false, but got 'false'"),
         ({"strategy": "lpft"}, "`strategy` must name one of full, .*, but got 'lpft'"),
         ({"strategy": {"k": 3}}, "`strategy` must name one of full, .*, but got None"),
+        ({"prefix_cache": ""}, "`prefix_cache` must be auto, off or a folder, but got ''"),
+        ({"prefix_cache": True}, "`prefix_cache` must be auto, off or a folder, but got True. Use auto"),
+        ({"prefix_cache": "AUTO"}, "`prefix_cache` must be auto, off or a folder, but got 'AUTO'"),
+        ({"prefix_cache": __file__}, r"`prefix_cache` must be .* but '.*test_config.py' is no folder. Name another"),
+        ({"prefix_cache": f"{__file__}/deep/er"}, r"`prefix_cache` must be .* but '.*test_config.py' is no folder"),
         ({"learning_rates": "decay"}, "`learning_rates` must name one of layerwise-decay, slanted-triangular"),
     ],
 )
@@ -112,12 +118,20 @@ def test_wrong_values_are_refused(change, message):
         {"strategy": '{"name": "freeze-first", "k": 3}'},
         {"strategy": {"name": "freeze-first", "k": 3}},
         {"learning_rates": ' {"name": "layerwise-decay", "decay": 0.9}'},
+        {"prefix_cache": "auto"},
+        {"prefix_cache": "~/not/there/yet"},
     ],
 )
 def test_right_values_are_kept(change):
     made = config(**change)
     assert {name: getattr(made, name) for name in change} == change
     assert TransferConfig.from_dict(made.to_dict()) == made
+
+
+def test_the_prefix_cache_is_off_without_a_word_and_as_yaml_reads_off(tmp_path):
+    assert config().prefix_cache == "off"
+    (tmp_path / "run.yaml").write_text("prefix_cache: off\n")
+    assert config(**read_config_file(tmp_path / "run.yaml")).prefix_cache == "off"
 
 
 @pytest.mark.parametrize(

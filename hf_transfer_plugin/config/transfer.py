@@ -1,57 +1,25 @@
 """What a run is asked to do, as plain values; imports no strategy and no torch."""
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from typing import Any
 
 from hf_transfer_plugin.config.faults import ConfigError, gather
+from hf_transfer_plugin.config.names import (
+    ADAPTER_NAMES,
+    ADAPTER_OUTPUTS,
+    BASE_PRECISIONS,
+    LEARNING_RATE_NAMES,
+    PROBLEM_TYPES,
+    STRATEGY_NAMES,
+    TASK_NAMES,
+)
 from hf_transfer_plugin.config.reading import parse_adapter, parse_spec
 
-STRATEGY_NAMES = (
-    "full",
-    "feature-extraction",
-    "freeze-first",
-    "freeze-pattern",
-    "bitfit",
-    "norm-only",
-    "gradual-unfreezing",
-    "chain-thaw",
-    "lp-ft",
-    "plateau",
-    "layer-sampling",
-)
-ADAPTER_NAMES = (
-    "lora",
-    "dora",
-    "rslora",
-    "pissa",
-    "olora",
-    "lora+",
-    "adalora",
-    "ia3",
-    "vera",
-    "oft",
-    "boft",
-    "ln-tuning",
-    "trainable-tokens",
-    "prefix",
-    "prompt",
-    "p-tuning",
-)
-ADAPTER_OUTPUTS = ("adapter", "merged", "both")
-BASE_PRECISIONS = ("bfloat16", "float16", "8bit", "4bit", "int8")
-LEARNING_RATE_NAMES = ("layerwise-decay", "slanted-triangular")
-TASK_NAMES = (
-    "text-classification",
-    "token-classification",
-    "question-answering",
-    "summarization",
-    "translation",
-    "text-generation",
-    "fill-mask",
-)
-PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
+# Meant as a switch, and no folder's name.
+_NO_FOLDERS = ("auto", "off", "on", "true", "false", "yes", "no", "none")
 
 
 @dataclass(frozen=True)
@@ -86,6 +54,10 @@ class TransferConfig:
             How the rate differs between layer groups, in the same form.
         keep_dropout (`bool`, *optional*, defaults to `False`):
             Let frozen layers drop out as in training, instead of holding them wholly still.
+        prefix_cache (`str`, *optional*, defaults to `"off"`):
+            Store what the frozen layers make of each row, so that later epochs and runs read it: `"auto"` in the
+            default folder of [`FrozenPrefixCache`], or in the folder that is named. It takes disk, and its 16 bits
+            round; beneath adapters the frozen layers then drop nothing out.
         base_model_id (`str`, *optional*):
             Hub id that the card names as the base model, where `model` is a local folder.
         model_revision (`str`, *optional*):
@@ -194,6 +166,10 @@ class TransferConfig:
         metadata={"help": f"Rates per layer group: {', '.join(LEARNING_RATE_NAMES)}, or a JSON object."},
     )
     keep_dropout: bool = field(default=False, metadata={"help": "Let frozen layers drop out as in training."})
+    prefix_cache: str = field(
+        default="off",
+        metadata={"help": "Store what frozen layers make of each row, for later epochs: auto, off, or a folder."},
+    )
     base_model_id: str | None = field(default=None, metadata={"help": "Hub id of a local base model, for the card."})
     model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
@@ -237,7 +213,15 @@ class TransferConfig:
     )
 
     def __post_init__(self) -> None:
-        problems = [*self._name_problems(), *self._spec_problems(), *self._number_problems()]
+        if self.prefix_cache is False:
+            # What YAML makes of `off`.
+            object.__setattr__(self, "prefix_cache", "off")
+        problems = [
+            *self._name_problems(),
+            *self._spec_problems(),
+            *self._number_problems(),
+            *self._cache_problems(),
+        ]
         if problems:
             raise ConfigError(problems)
 
@@ -302,6 +286,19 @@ class TransferConfig:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 yield f"`{name}` must be a whole number of at least 1, but got {value!r}."
+
+    def _cache_problems(self) -> Iterable[str]:
+        value = self.prefix_cache
+        if value in ("auto", "off"):
+            return
+        if not isinstance(value, str) or not value.strip() or value.lower() in _NO_FOLDERS:
+            yield f"`prefix_cache` must be auto, off or a folder, but got {value!r}. Use auto for the default folder."
+            return
+        there = os.path.abspath(os.path.expanduser(value))
+        while not os.path.lexists(there):
+            there = os.path.dirname(there)
+        if not os.path.isdir(there):
+            yield f"`prefix_cache` must be auto, off or a folder, but {there!r} is no folder. Name another folder."
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TransferConfig":

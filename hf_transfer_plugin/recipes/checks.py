@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Collection
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -97,12 +98,14 @@ def check_folder(config: TransferConfig, args: TrainingArguments) -> None:
             f"There is no checkpoint in {str(folder)!r} to resume from. Leave `--resume_from_checkpoint` out."
         )
     if resume and (folder / CONFIG_NAME).is_file():
-        before = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+        defaults = {f.name: f.default for f in fields(config)}
+        before = defaults | json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
         now = config.to_dict()
-        differing = sorted(key for key in now if now[key] != before.get(key))
+        # A run whose disk is full goes on without the prefix cache, or with one elsewhere.
+        differing = sorted(key for key in now if now[key] != before[key] and key != "prefix_cache")
         if differing:
             raise ValueError(
-                f"A resumed run must be configured as it began, but `{differing[0]}` was {before.get(differing[0])!r} "
+                f"A resumed run must be configured as it began, but `{differing[0]}` was {before[differing[0]]!r} "
                 f"and is now {now[differing[0]]!r}. Use the same value, or start anew in another `output_dir`."
             )
 
