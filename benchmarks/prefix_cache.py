@@ -3,9 +3,10 @@ What the prefix cache saves: whole runs of MiniLM on 1,000 Rotten Tomatoes sente
 Trainer that freezes the same layers by `requires_grad=False`, against `attach` without the cache (the prefix in eval
 mode), and against full fine-tuning.
 
-    python -m benchmarks.prefix_cache                  # again until nothing is left: about an hour, 20 minutes a call
+    python -m benchmarks.prefix_cache                  # again until nothing is left: 20 minutes a call,
+                                                       # about 50 a round on two idle cores
     python -m benchmarks.prefix_cache --only head      # bars, head, top, gradual, memory, fill or target
-    python -m benchmarks.prefix_cache --only target    # time to full fine-tuning's accuracy: an hour and a half more
+    python -m benchmarks.prefix_cache --only target    # time to full fine-tuning's accuracy: 40 a round
     python -m benchmarks.prefix_cache --smoke          # 48 rows, every run once; nothing is kept
     python -m benchmarks.prefix_cache --table
 
@@ -13,8 +14,9 @@ Resumable: a run whose line is in results/prefix_cache.jsonl is not made again. 
 logs and checkpoints: 32 bits, batches of 16 padded to their longest row, AdamW. Every run is a process of its own with
 two threads; the ways take turns, another one is first in every round, and the round's number is the seed. Time is that
 of `attach` and `trainer.train()` together, with an empty cache folder: proofs and fill are counted in. Given are
-medians of the rounds' ratios with the lowest and highest, by the clock and by the processor. Steps are medians after
-the first epoch, from the end of one to the end of the next. Memory is the highest resident in training, what the
+medians of the rounds' ratios with the lowest and highest, by the clock and by the processor; threads that wait count as
+busy there, so that it says less of short steps. Steps are medians after the first epoch, from the end of one to the
+end of the next. The machine must be idle: two threads on a busy core wait for each other. Memory is the highest resident in training, what the
 package's own libraries take counted in; the pages of the cache's files may come on top. Needs the quickstart extra.
 """
 
@@ -205,7 +207,7 @@ def main() -> None:
     left = [] if options.table else measure(options, found)
     if left:
         print(f"{len(left)} runs left; call again.")
-    tables = [bars_table(found), milliseconds_table(found), target_table(found)]
+    tables = [bars_table(found), milliseconds_table(found), target_table(found)] if found else ["No run yet."]
     print("\n\n".join(["", *filter(None, tables)]))
 
 
