@@ -102,6 +102,10 @@ class TransferRecord:
             ISO codes of the languages of the data.
         baselines (`dict[str, dict]`):
             Metrics and seconds of what fine-tuning must beat: `majority`, `linear_probe`.
+        prefix_cache (`dict` or `None`):
+            What came of storing the frozen layers' work: `used`, else the `reason`; `storage`; `cuts`, each with `fed`
+            (the first module that runs) and `skipped_share` (of a forward pass); `hits` and `misses` in batches;
+            `rows_filled`, `fill_seconds`, `bytes`. `None` where it was not asked for.
         seconds (`dict[str, float]`):
             Wall-clock seconds of `train` and `evaluate`; `train_cpu` is processor time of the main process.
         energy (`dict[str, float]`):
@@ -142,6 +146,7 @@ class TransferRecord:
     license: str | None = None
     language: list[str] = field(default_factory=list)
     baselines: dict[str, dict[str, float]] = field(default_factory=dict)
+    prefix_cache: dict[str, Any] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     energy: dict[str, float] = field(default_factory=dict)
     hardware: dict[str, Any] = field(default_factory=dict)

@@ -20,6 +20,7 @@ from hf_transfer_plugin.hub.adapter_facts import (
 from hf_transfer_plugin.hub.facts import (
     answer_table,
     baseline_rows,
+    cache_words,
     calibration_words,
     class_tables,
     limits,
@@ -139,6 +140,7 @@ def render_card(
         samples=answer_table(record.samples, SAMPLES),
         overlong=overlong_words(record),
         phases=phase_rows(record),
+        cache=cache_words(record),
         limits=limits(record),
         start=getting_started(
             record, model, adapter=adapted, generation=folder is not None and (folder / GENERATION).is_file()

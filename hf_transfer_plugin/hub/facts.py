@@ -79,6 +79,32 @@ def calibration_words(record: TransferRecord) -> str:
     return found
 
 
+def cache_words(record: TransferRecord) -> str:
+    """
+    What the prefix cache did in training.
+
+    Args:
+        record (`TransferRecord`):
+            The record.
+
+    Returns:
+        `str`: A sentence, or nothing where no cache was asked for.
+    """
+    facts = record.prefix_cache
+    if facts is None:
+        return ""
+    hits, used, reason = facts["hits"], facts["used"], str(facts["reason"]).rstrip(".")
+    if not hits:
+        return f"The prefix cache was asked for, but nothing was read from it{'' if used else f': {reason}'}."
+    shares = sorted(min(100 * cut["skipped_share"], 99.9) for cut in facts["cuts"])
+    span = f"{shares[0]:.1f}%" if shares[0] == shares[-1] else f"{shares[0]:.1f}% to {shares[-1]:.1f}%"
+    return (
+        f"While layers were frozen, {span} of each forward pass was read from stored activations ({facts['storage']}) "
+        f"instead of computed, in {hits:,} of {hits + facts['misses']:,} batches."
+        f"{'' if used else f' The cache was switched off on the way: {reason}.'}"
+    )
+
+
 def shown(value: Any, joint: str = " ") -> str:
     """
     A value of a row as one line of text that fits into a table.

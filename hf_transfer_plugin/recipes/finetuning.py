@@ -18,6 +18,7 @@ from hf_transfer_plugin.config import TransferConfig
 from hf_transfer_plugin.planning import plan
 from hf_transfer_plugin.recipes.adapter_runs import keep_merged
 from hf_transfer_plugin.recipes.baselines import measure_baselines
+from hf_transfer_plugin.recipes.caching import cache_facts, make_cache
 from hf_transfer_plugin.recipes.checks import CONFIG_NAME, checkpoint_of
 from hf_transfer_plugin.recipes.energy import measured_energy
 from hf_transfer_plugin.recipes.measuring import Measuring, measure
@@ -115,11 +116,12 @@ def finetune(
 
     record = together(begin)
     record.baselines = measure_baselines(prepared, split)
-    trainer = together(lambda: make_trainer(prepared, interrupt))
+    trainer, cache = together(lambda: make_trainer(prepared, interrupt)), make_cache(config)
     attach(
         trainer,
         schedule=prepared.strategy,
         learning_rates=prepared.rates,
+        cache=cache,
         groups=prepared.groups,
         keep_dropout=config.keep_dropout,
     )
@@ -132,6 +134,7 @@ def finetune(
         interrupt.release()
     record.seconds["train"] = time.perf_counter() - started
     record.seconds["train_cpu"] = time.process_time() - cpu_started
+    record.prefix_cache = cache_facts(cache)
     if interrupt.interrupted:
         raise KeyboardInterrupt(trainer.state.global_step)
     started = time.perf_counter()
