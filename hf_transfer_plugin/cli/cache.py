@@ -56,7 +56,8 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _print_table(found: Sequence["StoreFacts"]) -> None:
-    from hf_transfer_plugin.prefix_cache.storage import size_words
+    from hf_transfer_plugin.prefix_cache.sizes import size_words
+
 
     rows = [
         (
@@ -74,7 +75,8 @@ def _print_table(found: Sequence["StoreFacts"]) -> None:
 
 
 def _total(found: Sequence["StoreFacts"]) -> str:
-    from hf_transfer_plugin.prefix_cache.storage import size_words
+    from hf_transfer_plugin.prefix_cache.sizes import size_words
+
 
     caches = "1 prefix cache" if len(found) == 1 else f"{len(found)} prefix caches"
     return f"{caches} with {size_words(sum(one.nbytes for one in found))}"

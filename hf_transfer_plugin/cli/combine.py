@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from hf_transfer_plugin.cli.merge import size_words
 from hf_transfer_plugin.cli.parsing import add_columns, given_columns, parser_for, quieten, table
 
 
@@ -41,6 +40,7 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--dataset", help="measure the runs and the new one on this: Hub id, file or folder")
     add_columns(parser)
     options = parser.parse_args(argv)
+    from hf_transfer_plugin.prefix_cache.sizes import size_words
     from hf_transfer_plugin.recipes.derived_runs import combine_runs
 
     quieten()

@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from hf_transfer_plugin.cli.combine import print_measured
-from hf_transfer_plugin.cli.merge import size_words
 from hf_transfer_plugin.cli.parsing import add_columns, given_columns, parser_for, quieten, table
 
 SHOWN = 12
@@ -35,6 +34,7 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--dataset", help="measure both runs on this: Hub id, file or folder")
     add_columns(parser)
     options = parser.parse_args(argv)
+    from hf_transfer_plugin.prefix_cache.sizes import size_words
     from hf_transfer_plugin.recipes.derived_runs import extract_run
 
     quieten()

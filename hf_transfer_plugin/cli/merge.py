@@ -29,6 +29,7 @@ def run(argv: Sequence[str]) -> int:
         "--unquantised", action="store_true", help="merge what was trained over a quantised base into the saved base"
     )
     options = parser.parse_args(argv)
+    from hf_transfer_plugin.prefix_cache.sizes import size_words
     from hf_transfer_plugin.recipes.adapter_runs import merge_run
 
     quieten()
@@ -38,15 +39,3 @@ def run(argv: Sequence[str]) -> int:
     print(f"Outputs differ by {told['difference']:.2g} at most (allowed: {told['tolerance']:.2g}).")
     print(f"Weights: {before} as an adapter, {after} merged.")
     return 0
-
-
-def size_words(count: int) -> str:
-    """
-    Args:
-        count (`int`):
-            Bytes.
-
-    Returns:
-        `str`: The size as people write it.
-    """
-    return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:,.1f} kB"

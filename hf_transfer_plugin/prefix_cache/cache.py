@@ -1,7 +1,6 @@
 """`FrozenPrefixCache`: the frozen layers' work is done once, and read again in every later epoch."""
 
 import logging
-import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,16 +9,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from hf_transfer_plugin.prefix_cache.aside import Aside
 from hf_transfer_plugin.prefix_cache.collating import KEY, CachingCollator, Shelves
 from hf_transfer_plugin.prefix_cache.cuts import CannotCacheError
 from hf_transfer_plugin.prefix_cache.filling import fill
 from hf_transfer_plugin.prefix_cache.player import Player
+from hf_transfer_plugin.prefix_cache.sizes import parse_size
 from hf_transfer_plugin.prefix_cache.stages import Keeping, Place, Stage, make_stage, that_fit
 from hf_transfer_plugin.prefix_cache.storage import check_storage
-from hf_transfer_plugin.prefix_cache.store import default_root
+from hf_transfer_plugin.prefix_cache.store import ActivationStore, default_root
 
 logger = logging.getLogger(__name__)
-_SIZE = re.compile(r"\s*([\d.]+)\s*([kKMGT]?)i?B?\s*$")
 
 
 class FrozenPrefixCache:
@@ -85,9 +85,11 @@ class FrozenPrefixCache:
 
     def _end(self) -> None:
         self._stages: dict[frozenset[str], Stage | None] = {}
+        self._stores: dict[Path, ActivationStore] = {}
         self._stage: Stage | None = None
         self._player: Player | None = None
         self._handles: list[Any] = []
+        self.aside = Aside()
 
     def turn_off(self, reason: str) -> None:
         """
@@ -160,7 +162,7 @@ class FrozenPrefixCache:
             if learning in self._stages:
                 continue
             try:
-                self._stages[learning] = make_stage(
+                stage = self._stages[learning] = make_stage(
                     self._model,
                     learning,
                     rows,
@@ -172,6 +174,8 @@ class FrozenPrefixCache:
             except CannotCacheError as error:
                 self._stages[learning] = None
                 reasons.append(str(error))
+                continue
+            self._stores |= {store.folder: store for store in stage.shelf.stores}
         return list(dict.fromkeys(reasons))
 
     def fill_ahead(
@@ -271,6 +275,16 @@ class FrozenPrefixCache:
         self._shelves.current = self._shelves.shelves.index(stage.shelf)
         self.report["cuts"].append(stage.to_dict())
 
+    def forget(self, learning: frozenset[str]) -> None:
+        """
+        Drops the cuts below which something changes from now on.
+
+        Args:
+            learning (`frozenset[str]`):
+                Names of the parameters that learn from now on.
+        """
+        self._stages = {known: stage for known, stage in self._stages.items() if learning <= known}
+
     def rest(self) -> None:
         """The model runs from its input until `follow` is called."""
         self._leave_stage()
@@ -314,10 +328,9 @@ class FrozenPrefixCache:
     def close(self) -> None:
         """Ends a run: the model is as it was, the report is complete."""
         self._leave_stage()
-        stores = {store.folder: store for stage in self._stages.values() if stage for store in stage.shelf.stores}
-        if stores:
-            self.report["bytes"] = sum(store.nbytes for store in stores.values())
-        for store in stores.values():
+        if self._stores:
+            self.report["bytes"] = sum(store.nbytes for store in self._stores.values())
+        for store in self._stores.values():
             store.close()
         for handle in self._handles:
             handle.remove()
@@ -326,29 +339,9 @@ class FrozenPrefixCache:
     def _before(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         brought = kwargs.pop(KEY, None)
         if self._player is not None:
-            self._player.before(kwargs, brought)
+            self._player.before(kwargs, brought or self.aside.of_call(args, kwargs))
         return args, kwargs
 
     def _after(self, module: nn.Module, args: Any, output: Any) -> None:
         if self._player is not None:
             self._player.after()
-
-
-def parse_size(size: int | str | None) -> int | None:
-    """
-    Args:
-        size (`int` or `str`, *optional*):
-            Bytes, or words such as `"20GB"`.
-
-    Returns:
-        `int` or `None`: Bytes.
-
-    Raises:
-        ValueError: If it is neither.
-    """
-    if size is None or (isinstance(size, int) and not isinstance(size, bool) and size > 0):
-        return size
-    found = _SIZE.match(size) if isinstance(size, str) else None
-    if not found or float(found[1]) <= 0:
-        raise ValueError(f'`budget` must be a number of bytes or a size such as "20GB", but got {size!r}.')
-    return int(float(found[1]) * 1000 ** " KMGT".index(found[2].upper() or " "))

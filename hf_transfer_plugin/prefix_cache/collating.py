@@ -12,7 +12,7 @@ import xxhash
 
 from hf_transfer_plugin.prefix_cache.entries import Part, join_rows
 from hf_transfer_plugin.prefix_cache.passage import Address
-from hf_transfer_plugin.prefix_cache.rows import row_digests, row_spans
+from hf_transfer_plugin.prefix_cache.rows import Span, row_digests, row_spans
 from hf_transfer_plugin.prefix_cache.store import ActivationStore
 
 # What a batch carries for the model's hook; the model itself never sees it.
@@ -48,19 +48,18 @@ class Shelf:
         """
         return sorted({place for store in self.stores for place in store.missing(digests)})
 
-    def read(self, digests: Sequence[bytes], batch: Mapping[str, Any]) -> list[torch.Tensor] | None:
+    def read(self, digests: Sequence[bytes], spans: Mapping[str, Span]) -> list[torch.Tensor] | None:
         """
         Args:
             digests (`Sequence[bytes]`):
                 Digests of the rows of a batch.
-            batch (`Mapping[str, Any]`):
-                The batch.
+            spans (`Mapping[str, Span]`):
+                Where the rows lie in it.
 
         Returns:
             `list[torch.Tensor]` or `None`: What passes, in the order of the addresses, as it is stored; `None` where a
             row is missing.
         """
-        spans = row_spans(batch)
         values: dict[Address, torch.Tensor] = {}
         for part, store in zip(self.parts, self.stores, strict=True):
             found = store.read(digests)
@@ -116,9 +115,10 @@ class CachingCollator:
         current = self.shelves.current
         if not 0 <= current < len(self.shelves.shelves) or not isinstance(batch, Mapping):
             return batch
-        digests = row_digests(batch, with_labels=self.shelves.with_labels)
-        values = self.shelves.shelves[current].read(digests, batch)
-        found: dict[str, Any] = {"cut": current, "digests": digests, "spans": row_spans(batch)}
+        spans = row_spans(batch)
+        digests = row_digests(batch, with_labels=self.shelves.with_labels, spans=spans)
+        values = self.shelves.shelves[current].read(digests, spans)
+        found: dict[str, Any] = {"cut": current, "digests": digests, "spans": spans}
         found |= {str(i): value for i, value in enumerate(values or ())}
         batch[KEY] = found  # type: ignore[index]
         return batch

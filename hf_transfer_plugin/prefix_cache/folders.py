@@ -14,7 +14,8 @@ from filelock import FileLock, Timeout
 from xxhash import xxh3_128_hexdigest
 
 from hf_transfer_plugin.prefix_cache.segments import segment_files
-from hf_transfer_plugin.prefix_cache.storage import Slot, size_words
+from hf_transfer_plugin.prefix_cache.sizes import size_words
+from hf_transfer_plugin.prefix_cache.storage import Slot
 from hf_transfer_plugin.record import write_atomically
 
 logger = logging.getLogger(__name__)

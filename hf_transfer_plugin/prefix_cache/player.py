@@ -79,7 +79,7 @@ class Player:
         shelf = self._stage.shelf
         if "0" not in brought:
             self._report["misses"] += 1
-            if self._stage.lazily:
+            if self._stage.lazily or (self._stage.padded and not self._model.training):
                 self._catcher.open()
                 self._pending = brought
             return

@@ -125,7 +125,9 @@ def prove_storage(
     if error > ROUNDING[storage]:
         raise CannotCacheError(f"{storage} rounds the activations by {error:.1e}, more than {ROUNDING[storage]:.1e}")
     with untouched(model), cut.passage(model).installed() as passage:
-        passage.watch(batches[0])
+        # Of a padded and an unpadded call, modules below may be given other arguments: both are seen twice.
+        for some in (batches[0], batches[-1], on_device(collate(list(rows[:-1])), device)):
+            passage.watch(some)
         _, live = passage.watch(whole)
         replayed = passage.run(whole, values)
     far = _distance(results(live), results(replayed), spans)

@@ -21,6 +21,7 @@ class _Rule:
     values: dict[int, Any]
     kinds: dict[int, torch.dtype]
     seen: list[tuple[Shapes, dict[int, tuple[int, ...]]]] = field(default_factory=list)
+    known: dict[Any, tuple[int, ...] | None] = field(default_factory=dict)
 
     def saw(self, into: Shapes) -> bool:
         """Whether these very shapes went in."""
@@ -28,6 +29,12 @@ class _Rule:
 
     def shape(self, leaf: int, into: Shapes) -> tuple[int, ...] | None:
         """The shape of a leaf, where all that was seen agrees on it."""
+        key = leaf, tuple(into), len(self.seen)
+        if key not in self.known:
+            self.known[key] = self._inferred(leaf, into)
+        return self.known[key]
+
+    def _inferred(self, leaf: int, into: Shapes) -> tuple[int, ...] | None:
         for shapes, found in self.seen:
             if shapes == into:
                 return found[leaf]

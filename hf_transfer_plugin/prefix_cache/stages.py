@@ -10,14 +10,15 @@ from typing import Any
 from torch import nn
 
 from hf_transfer_plugin.prefix_cache.collating import Shelf
-from hf_transfer_plugin.prefix_cache.cuts import CannotCacheError, Cut, find_cut
+from hf_transfer_plugin.prefix_cache.cuts import CannotCacheError, Cut
 from hf_transfer_plugin.prefix_cache.describing import describe, weights_digest
 from hf_transfer_plugin.prefix_cache.filling import forecast, row_lengths
+from hf_transfer_plugin.prefix_cache.finding import find_cut
 from hf_transfer_plugin.prefix_cache.folders import RESERVE
 from hf_transfer_plugin.prefix_cache.gains import catches_alike, skipped_share
 from hf_transfer_plugin.prefix_cache.proving import Place, on_device, prove_storage
 from hf_transfer_plugin.prefix_cache.shapes import OutputShapes
-from hf_transfer_plugin.prefix_cache.storage import size_words
+from hf_transfer_plugin.prefix_cache.sizes import size_words
 from hf_transfer_plugin.prefix_cache.store import ActivationStore, store_folder
 
 logger = logging.getLogger(__name__)
@@ -54,6 +55,11 @@ class Stage:
     error: float
     lazily: bool
     shapes: Mapping[str, OutputShapes]
+
+    @property
+    def padded(self) -> bool:
+        """`bool`: Whether rows can be taken out of a padded batch."""
+        return all(part.axis != "own" for part in self.shelf.parts)
 
     @property
     def nbytes(self) -> int:

@@ -13,7 +13,6 @@ STORAGE = ("float16", "bfloat16", "float32", "int8")
 LEVELS = 127
 # NumPy has no bfloat16; its bits travel as integers.
 KINDS = {"float16": np.float16, "bfloat16": np.int16, "float32": np.float32, "int8": np.int8}
-UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 @dataclass(frozen=True)
@@ -306,16 +305,3 @@ def _decoded(
         starts[row] += head + count * kind.itemsize
         rows.append(values)
     return np.concatenate(rows, axis or 0).reshape(shape) if rows else np.empty(shape, np.float32 if scaled else kind)
-
-
-def size_words(count: int) -> str:
-    """
-    Args:
-        count (`int`):
-            Bytes.
-
-    Returns:
-        `str`: The size as people write it.
-    """
-    power = min(max(0, len(str(abs(count))) - 1) // 3, len(UNITS) - 1)
-    return f"{count / 1000**power:,.{1 if power else 0}f} {UNITS[power]}"

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -12,13 +12,14 @@ from transformers import Trainer
 from hf_transfer_plugin.callbacks.ranks import anywhere, together
 from hf_transfer_plugin.planning import phase_starts
 from hf_transfer_plugin.prefix_cache import FrozenPrefixCache
-from hf_transfer_plugin.prefix_cache.collating import SeededViews, kept_random
+from hf_transfer_plugin.prefix_cache.collating import KEY, SeededViews, kept_random
 from hf_transfer_plugin.prefix_cache.filling import row_lengths
 from hf_transfer_plugin.prefix_cache.rows import row_digests
 from hf_transfer_plugin.schedules import LinearProbeThenFineTune
 
 # Rows looked at to find short and long ones, and rows of the proofs.
 _LOOKED_AT, _PROBED = 64, 5
+_TOO_SHORT = "less than an epoch has a frozen part, so no row would be read twice"
 Phases = list[tuple[frozenset[str], int]]
 
 
@@ -41,9 +42,11 @@ class PrefixCaching:
         self.trainer, self.cache, self.schedule = trainer, cache, schedule
         self._keep_dropout = keep_dropout
         self._data: tuple[Any, Any, Sequence[Any]] | None = None
+        self._phases: Phases = []
         self._bring_along("get_train_dataloader", views=cache.views)
         self._bring_along("get_test_dataloader")
         self._bring_along("get_eval_dataloader")
+        self._take_aside()
 
     def _bring_along(self, name: str, *, views: int = 1) -> None:
         """Lets the loaders that a method makes bring what is stored."""
@@ -51,9 +54,6 @@ class PrefixCaching:
 
         @functools.wraps(make)
         def loader(*args: Any, **kwargs: Any) -> Any:
-            # What is written token by token takes no batch as training does.
-            if name != "get_train_dataloader" and getattr(trainer.args, "predict_with_generate", False):
-                return make(*args, **kwargs)
             collate, data = trainer.data_collator, trainer.train_dataset
             trainer.data_collator = cache.collator(collate)
             if views > 1 and hasattr(data, "__len__"):
@@ -64,6 +64,19 @@ class PrefixCaching:
                 trainer.data_collator, trainer.train_dataset = collate, data
 
         setattr(self.trainer, name, loader)
+
+    def _take_aside(self) -> None:
+        """Keeps what the collator added from the model, from loss terms and from a `compute_loss` of the user's."""
+        prepare, trainer, cache = self.trainer._prepare_inputs, self.trainer, self.cache
+
+        @functools.wraps(prepare)
+        def prepared(inputs: Any) -> Any:
+            brought = inputs.pop(KEY, None) if isinstance(inputs, MutableMapping) else None
+            found = prepare(inputs)
+            cache.aside.keep(trainer._prepare_input(brought), found)
+            return found
+
+        trainer._prepare_inputs = prepared
 
     def begin(self, state: Any, model: nn.Module, groups: Any, loader: Any) -> None:
         """
@@ -91,10 +104,11 @@ class PrefixCaching:
             self.cache.turn_off(refusal or "another process cannot use it")
             return
         self._data = loader.dataset, loader.collate_fn, rows
-        phases = _phases(self.schedule, state, model, groups)
+        self._phases = _phases(self.schedule, state, model, groups)
+        phases = _foreseen(self._phases)
         ahead = self._as_solved(state, groups, len(loader.dataset)) + phases
         reason = self._find_and_fill(ahead)
-        if reason is not None:
+        if reason is not None and len(phases) == len(self._phases):
             self.cache.turn_off(reason)
         elif ahead[0] not in phases:
             # The head is solved on what is stored.
@@ -119,6 +133,10 @@ class PrefixCaching:
         args, cache = self.trainer.args, self.cache
         assert self._data is not None
         dataset, collate, rows = self._data
+        if sum(steps for _, steps in phases) * self._rows_a_step() < len(dataset):
+            for learning, _ in phases:
+                cache.drop(learning)
+            return _TOO_SHORT
         with kept_random():
             reasons = together(lambda: cache.find(phases, rows, collate, args.train_batch_size))
             for learning in dict.fromkeys(learning for learning, _ in phases):
@@ -128,7 +146,7 @@ class PrefixCaching:
             if not used:
                 return reasons[0] if reasons else "another process cannot use it"
             if sum(steps for _, steps in used) * self._rows_a_step() < len(dataset):
-                return "less than an epoch has a frozen part, so no row would be read twice"
+                return _TOO_SHORT
             together(
                 lambda: cache.fill_ahead(
                     used,
@@ -154,11 +172,22 @@ class PrefixCaching:
             learning (`frozenset[str]`):
                 Names of the parameters that learn from now on.
         """
-        if self._data is not None and self.cache.report["used"] and not self.cache.knows(learning):
-            # As it is now, the model must run itself.
-            self.cache.rest()
-            self._find_and_fill([(learning, state.max_steps - state.global_step)])
+        if self._data is not None and self.cache.report["used"]:
+            self.cache.forget(learning)
+            if not self.cache.knows(learning):
+                # As it is now, the model must run itself.
+                self.cache.rest()
+                self._find_and_fill([(learning, self._steps_of(state, learning))])
         self.cache.follow(learning)
+
+    def _steps_of(self, state: Any, learning: frozenset[str]) -> int:
+        """Steps of the phase that begins now; where it could not be foreseen, all that are left."""
+        end = state.max_steps
+        for phase, steps in reversed(self._phases):
+            if end - steps == state.global_step and phase == learning:
+                return steps
+            end -= steps
+        return int(state.max_steps - state.global_step)
 
     def begin_epoch(self, loader: Any, epoch: float) -> None:
         """
@@ -178,6 +207,17 @@ def _phases(schedule: Any, state: Any, model: nn.Module, groups: Any) -> Phases:
     ends = [step for step, _ in starts[1:]] + [state.max_steps]
     left = [(learning, end - max(step, state.global_step)) for (step, learning), end in zip(starts, ends, strict=True)]
     return [(learning, steps) for learning, steps in left if steps > 0]
+
+
+def _foreseen(phases: Phases) -> Phases:
+    """The phases before which nothing learns that they freeze again; what lies below the others is not known yet."""
+    found: Phases = []
+    learned: frozenset[str] = frozenset()
+    for learning, steps in phases:
+        if learned <= learning:
+            found.append((learning, steps))
+        learned |= learning
+    return found
 
 
 def _refusal(trainer: Trainer, model: nn.Module, loader: Any, *, keep_dropout: bool) -> str | None:

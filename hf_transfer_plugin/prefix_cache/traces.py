@@ -1,0 +1,106 @@
+"""What runs when in a forward pass, and what of it is the first that learns."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_transfer_plugin.layers import parameters_by_name
+from hf_transfer_plugin.layers.probe import untouched
+from hf_transfer_plugin.prefix_cache.cuts import CannotCacheError
+
+
+@dataclass
+class Trace:
+    """
+    One forward pass, module by module.
+
+    Args:
+        order (`list[str]`):
+            Names of the modules in the order in which they were entered, again at each call.
+        elements (`dict[str, int]`):
+            Elements of the first floating-point tensor that each was given.
+    """
+
+    order: list[str] = field(default_factory=list)
+    elements: dict[str, int] = field(default_factory=dict)
+
+    def first(self, name: str) -> int:
+        """
+        Args:
+            name (`str`):
+                A module that was entered.
+
+        Returns:
+            `int`: When it was entered first.
+        """
+        return self.order.index(name)
+
+
+def trace(model: nn.Module, inputs: Mapping[str, Any]) -> Trace:
+    """
+    Args:
+        model (`nn.Module`):
+            The model; left as it was.
+        inputs (`Mapping[str, Any]`):
+            A batch.
+
+    Returns:
+        `Trace`: What ran when.
+    """
+    found = Trace()
+
+    def entering(name: str) -> Any:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            found.order.append(name)
+            tensors = (v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor) and v.is_floating_point())
+            found.elements.setdefault(name, next((v.numel() for v in tensors), 0))
+
+        return hook
+
+    modules = model.named_modules()
+    handles = [m.register_forward_pre_hook(entering(name), with_kwargs=True) for name, m in modules]
+    try:
+        with untouched(model):
+            model(**inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def first_live(model: nn.Module, learning: frozenset[str], still: Sequence[nn.Module], seen: Trace) -> str:
+    """
+    Args:
+        model (`nn.Module`):
+            The model.
+        learning (`frozenset[str]`):
+            Names of the parameters that learn.
+        still (`Sequence[nn.Module]`):
+            Modules that stay in eval mode.
+        seen (`Trace`):
+            A forward pass.
+
+    Returns:
+        `str`: Name of the first module that learns, or of the dropout before it.
+
+    Raises:
+        CannotCacheError: If none of the modules that are called learns.
+    """
+    names = {id(p): name for name, p in parameters_by_name(model).items()}
+    quiet = {id(inner) for module in still for inner in module.modules()}
+    modules = dict(model.named_modules())
+    dropping: str | None = None
+    for name in seen.order:
+        module = modules[name]
+        own = [names[id(p)] for p in module.parameters(recurse=False)]
+        if any(n in learning for n in own):
+            return dropping or name
+        if own:
+            # Dropout before a frozen layer is part of the prefix, and as still as that.
+            dropping = None
+        elif isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0 and id(module) not in quiet:
+            dropping = dropping or name
+    raise CannotCacheError("no module with a learning parameter is called by itself")
