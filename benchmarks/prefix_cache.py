@@ -14,10 +14,10 @@ Resumable: a run whose line is in results/prefix_cache.jsonl is not made again. 
 logs and checkpoints: 32 bits, batches of 16 padded to their longest row, AdamW. Every run is a process of its own with
 two threads; the ways take turns, another one is first in every round, and the round's number is the seed. Time is that
 of `attach` and `trainer.train()` together, with an empty cache folder: proofs and fill are counted in. Given are
-medians of the rounds' ratios with the lowest and highest, by the clock and by the processor; threads that wait count as
-busy there, so that it says less of short steps. Steps are medians after the first epoch, from the end of one to the
-end of the next. The machine must be idle: two threads on a busy core wait for each other. Memory is the highest resident in training, what the
-package's own libraries take counted in; the pages of the cache's files may come on top. Needs the quickstart extra.
+medians of the rounds' ratios with the lowest and highest, by the clock and by the processor, where threads that wait
+count as busy. The machine must be idle: two threads on a busy core wait for each other. Steps are medians after the
+first epoch, from the end of one to the end of the next. Memory is the highest resident in training, what the package's
+own libraries take counted in; the pages of the cache's files may come on top. Needs the quickstart extra.
 """
 
 import argparse
