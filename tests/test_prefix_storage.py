@@ -3,13 +3,13 @@ import math
 import pytest
 import torch
 
+from hf_transfer_plugin.prefix_cache.sizes import size_words
 from hf_transfer_plugin.prefix_cache.storage import (
     STORAGE,
     Slot,
     bytes_per_row,
     decode,
     encode,
-    size_words,
     tokens_in,
 )
 
