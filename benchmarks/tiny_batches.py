@@ -68,7 +68,7 @@ def _growth(name: str, value: torch.Tensor, width: int, inputs: Inputs, by: int)
     if name in _DECODER:
         return by // 2
     if width > 0:
-        return by if value.shape[1] == width and name not in SENSES else 0
+        return by if value.shape[1] == width and not name.startswith(("pixel", *SENSES)) else 0
     audio = next((inputs[n] for n in _AUDIO if n in inputs), None)
     # Channels first, as Whisper takes them, are of one length.
     if audio is None or value.shape[1] != audio.shape[1] or not _timed(audio):

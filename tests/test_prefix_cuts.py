@@ -8,10 +8,12 @@ from torch import nn
 from hf_transfer_plugin.adapters import attach_adapter
 from hf_transfer_plugin.freezing import set_trainable
 from hf_transfer_plugin.layers import discover_layer_groups, parameters_by_name
-from hf_transfer_plugin.prefix_cache.cuts import CannotCacheError, find_cut, results, trace
+from hf_transfer_plugin.prefix_cache.cuts import CannotCacheError, results
+from hf_transfer_plugin.prefix_cache.finding import find_cut
 from hf_transfer_plugin.prefix_cache.passage import Address, Catcher
+from hf_transfer_plugin.prefix_cache.traces import trace
 from tests.conftest import bert
-from tests.tiny_prefixes import BERTISH, MAKERS, classes, prefix, probes_of, text, upper
+from tests.tiny_prefixes import BERTISH, MAKERS, classes, prefix, text, upper
 
 BART = ("embed_tokens", "embed_positions", "layernorm_embedding")
 # Model, lowest group that learns, module that is fed, modules that are skipped, inputs of it that are stored.
@@ -132,8 +134,6 @@ def test_finding_a_cut_leaves_the_model_as_it_was():
     model = MAKERS["resnet"][0]().train()
     set_trainable(model, ["classifier.1.bias"])
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    state = torch.get_rng_state()
-    find_cut(model, upper(model, 3), [MAKERS["resnet"][1]([1, 1])])
     probes = [MAKERS["resnet"][1]([1, 1])]
     state = torch.get_rng_state()
     find_cut(model, upper(model, 3), probes)
@@ -284,7 +284,3 @@ def test_results_are_loss_and_logits_else_the_first_tensor():
     assert results(hidden)[0] is hidden
     with pytest.raises(CannotCacheError, match="neither loss nor logits"):
         results({"ids": ids})
-
-
-def test_probes_of_two_sizes_are_made(request):
-    assert [len(probe["labels"]) for probe in probes_of("bert")] == [2, 3]

@@ -4,7 +4,7 @@ import torch
 import transformers as tf
 
 from hf_transfer_plugin.layers import discover_layer_groups
-from hf_transfer_plugin.prefix_cache.cuts import find_cut
+from hf_transfer_plugin.prefix_cache.finding import find_cut
 
 BERTISH = {
     "hidden_size": 16,
