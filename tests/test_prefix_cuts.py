@@ -212,6 +212,27 @@ def test_a_frozen_part_that_feeds_nothing_proves_nothing():
         find_cut(Deaf(0.0), learning, batches)
 
 
+class Branching(nn.Module):
+    """What learns is given the third layer's result; the first one's is read again behind it, as is the last layer."""
+
+    def __init__(self):
+        super().__init__()
+        for name in ("first", "second", "third", "above", "last"):
+            self.add_module(name, nn.Linear(4, 4))
+
+    def forward(self, x):
+        early = self.first(x)
+        hidden = self.third(self.second(self.last(early)))
+        return {"logits": self.last(self.above(hidden) + early)}
+
+
+def test_of_earlier_outputs_those_are_stored_that_are_read_again_and_what_runs_again_is_not_skipped():
+    model, learning = Branching(), frozenset({"above.weight", "above.bias"})
+    cut = find_cut(model, learning, [{"x": torch.randn(2, 4)}, {"x": torch.randn(3, 4)}])
+    assert cut.skipped == ("first", "second", "third")
+    assert cut.addresses == (Address("first", True, 0), Address("above", False, 0))
+
+
 class Mixing(Deaf):
     """What passes holds one entry for the whole batch."""
 
