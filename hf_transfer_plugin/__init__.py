@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from hf_transfer_plugin.adapters import attach_adapter, combine_adapters, extract_lora, load_adapter, merge_adapter
     from hf_transfer_plugin.callbacks import FreezingCallback
     from hf_transfer_plugin.config import ConfigError, TransferConfig
+    from hf_transfer_plugin.features import extract_features
     from hf_transfer_plugin.freezing import (
         FreezingPolicy,
         bitfit,
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from hf_transfer_plugin.layers import LayerGroup, LayerGroups, discover_layer_groups
     from hf_transfer_plugin.learning_rates import LayerwiseDecay, SlantedTriangular
     from hf_transfer_plugin.planning import Plan, plan
-    from hf_transfer_plugin.prefix_cache import FrozenPrefixCache
+    from hf_transfer_plugin.prefix_cache import FeatureStore, FrozenPrefixCache
     from hf_transfer_plugin.recipes import evaluate_run, finetune
     from hf_transfer_plugin.record import TransferRecord
     from hf_transfer_plugin.schedules import (
@@ -37,6 +38,7 @@ _ROOMS = {
     "adapters": ("attach_adapter", "combine_adapters", "extract_lora", "load_adapter", "merge_adapter"),
     "callbacks": ("FreezingCallback",),
     "config": ("ConfigError", "TransferConfig"),
+    "features": ("extract_features",),
     "freezing": (
         "FreezingPolicy",
         "bitfit",
@@ -50,7 +52,7 @@ _ROOMS = {
     "layers": ("LayerGroup", "LayerGroups", "discover_layer_groups"),
     "learning_rates": ("LayerwiseDecay", "SlantedTriangular"),
     "planning": ("Plan", "plan"),
-    "prefix_cache": ("FrozenPrefixCache",),
+    "prefix_cache": ("FeatureStore", "FrozenPrefixCache"),
     "recipes": ("evaluate_run", "finetune"),
     "record": ("TransferRecord",),
     "schedules": (
@@ -69,6 +71,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ChainThaw",
     "ConfigError",
+    "FeatureStore",
     "FreezingCallback",
     "FreezingPolicy",
     "FrozenPrefixCache",
@@ -93,6 +96,7 @@ __all__ = [
     "combine_adapters",
     "discover_layer_groups",
     "evaluate_run",
+    "extract_features",
     "extract_lora",
     "feature_extraction",
     "finetune",

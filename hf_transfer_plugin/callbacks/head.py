@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.utils.data import Subset
 
-from hf_transfer_plugin.features import extract_features, find_output_layer, solve_linear_head
+from hf_transfer_plugin.features import collect_features, find_output_layer, solve_linear_head
 from hf_transfer_plugin.layers import LayerGroups
 from hf_transfer_plugin.schedules import LinearProbeThenFineTune
 
@@ -37,7 +37,7 @@ def solve_output_layer(
     layer = find_output_layer(model, groups.open[-1].parameters)
     limit = schedule.rows_per_output
     rows = dataloader.dataset if limit is None else _drawn(dataloader.dataset, limit * layer.out_features)
-    features, labels = extract_features(model, rows, dataloader.collate_fn, module=layer, progress="Solving the head")
+    features, labels = collect_features(model, rows, dataloader.collate_fn, module=layer, progress="Solving the head")
     problem = getattr(model.config, "problem_type", None)
     if problem is None:
         multi = "multi_label_classification" if labels.ndim == 2 else "single_label_classification"

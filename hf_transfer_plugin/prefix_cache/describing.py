@@ -71,19 +71,37 @@ def describe(
     Returns:
         `dict[str, Any]`: For [`ActivationStore`].
     """
+    return {
+        "cut": cut.fed,
+        "tensors": [[a.module, a.output, a.leaf] for a in part.addresses],
+        "storage": storage,
+        "batch_size": batch_size,
+        **describe_model(model, weights=weights, place=place),
+    }
+
+
+def describe_model(model: nn.Module, *, weights: str, place: Place) -> dict[str, Any]:
+    """
+    Args:
+        model (`nn.Module`):
+            The model.
+        weights (`str`):
+            Digest of the frozen weights.
+        place (`Place`):
+            Where and in which precision the model runs.
+
+    Returns:
+        `dict[str, Any]`: What all activations of the model depend on.
+    """
     config: Any = getattr(model, "config", None)
     settings = config.to_dict() if hasattr(config, "to_dict") else {}
     known = {name: value for name, value in settings.items() if name not in _ASIDE}
     known["attention"] = getattr(config, "_attn_implementation", None)
     return {
         "model": getattr(config, "name_or_path", "") or type(model).__name__,
-        "cut": cut.fed,
-        "tensors": [[a.module, a.output, a.leaf] for a in part.addresses],
         "weights": weights,
         "config": xxhash.xxh3_128_hexdigest(json.dumps(known, sort_keys=True, default=str).encode()),
-        "storage": storage,
         "precision": place.precision,
         "device": place.device.type,
-        "batch_size": batch_size,
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }

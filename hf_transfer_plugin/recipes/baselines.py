@@ -9,7 +9,8 @@ import torch
 from transformers import Trainer
 
 from hf_transfer_plugin.callbacks.ranks import together
-from hf_transfer_plugin.features import extract_features, solve_linear_head
+from hf_transfer_plugin.features import collect_features, solve_linear_head
+from hf_transfer_plugin.recipes.caching import make_feature_store
 from hf_transfer_plugin.recipes.measuring import Measuring, measure
 from hf_transfer_plugin.tasks import Outcome
 
@@ -57,8 +58,9 @@ def _probe(prepared: Any, split: str) -> dict[str, float]:
         for s, rows in prepared.encoded.items()
         if s in ("train", split)
     }
+    store = make_feature_store(prepared.config)
     found = {
-        s: extract_features(prepared.model, rows, collate, progress=f"Frozen features of {s}")
+        s: collect_features(prepared.model, rows, collate, progress=f"Frozen features of {s}", store=store)
         for s, rows in encoded.items()
     }
     penalty = None if data.problem_type else TOKEN_REGULARIZATION

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_transfer_plugin.config import TransferConfig
-from hf_transfer_plugin.prefix_cache import FrozenPrefixCache
+from hf_transfer_plugin.prefix_cache import FeatureStore, FrozenPrefixCache
 
 
 def make_cache(config: TransferConfig) -> FrozenPrefixCache | None:
@@ -17,9 +17,23 @@ def make_cache(config: TransferConfig) -> FrozenPrefixCache | None:
     Returns:
         `FrozenPrefixCache` or `None`: What `prefix_cache` asks for.
     """
-    if config.prefix_cache == "off":
-        return None
-    return FrozenPrefixCache(None if config.prefix_cache == "auto" else Path(config.prefix_cache).expanduser())
+    return None if config.prefix_cache == "off" else FrozenPrefixCache(_directory(config))
+
+
+def make_feature_store(config: TransferConfig) -> FeatureStore | None:
+    """
+    Args:
+        config (`TransferConfig`):
+            The configuration.
+
+    Returns:
+        `FeatureStore` or `None`: Where the linear probe finds its features, in the same folder.
+    """
+    return None if config.prefix_cache == "off" else FeatureStore(_directory(config))
+
+
+def _directory(config: TransferConfig) -> Path | None:
+    return None if config.prefix_cache == "auto" else Path(config.prefix_cache).expanduser()
 
 
 def cache_facts(cache: FrozenPrefixCache | None) -> dict[str, Any] | None:
