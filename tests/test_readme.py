@@ -19,6 +19,7 @@ COMMAND_LINES = re.findall(r"hf-transfer-plugin .*", "\n".join(re.findall(r"```b
 @pytest.mark.parametrize("code", PYTHON, ids=range(len(PYTHON)))
 def test_python_blocks_run(code, tmp_path, monkeypatch, model_folder):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_TRANSFER_PLUGIN_CACHE", str(tmp_path / "cache"))
     Dataset.from_dict(reviews()).to_csv("reviews.csv", index=False)
     code = code.replace("sentence-transformers/all-MiniLM-L6-v2", model_folder)
     args = TrainingArguments("run", max_steps=4, report_to="none", disable_tqdm=True, use_cpu=True, save_strategy="no")

@@ -100,8 +100,8 @@ def extract_features(
 
     Example:
     ```python
-    >>> found = extract_features(model, encoded, DataCollatorWithPadding(tokenizer), store=FeatureStore())
-    >>> LogisticRegression().fit(found["features"], found["labels"])
+    >>> found = extract_features(model, encoded, DataCollatorWithPadding(tokenizer))
+    >>> LogisticRegression().fit(found["features"][:], found["labels"][:])
     ```
     """
     features, labels = _rows(
