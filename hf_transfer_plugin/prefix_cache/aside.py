@@ -10,7 +10,7 @@ class Aside:
     """Holds what was brought with a batch."""
 
     def __init__(self) -> None:
-        self._held: tuple[Mapping[str, Any], dict[str, Any]] | None = None
+        self._held: tuple[Mapping[str, Any], dict[str, Any], Mapping[str, Any]] | None = None
 
     def keep(self, brought: Mapping[str, Any] | None, batch: Mapping[str, Any]) -> None:
         """
@@ -20,7 +20,8 @@ class Aside:
             batch (`Mapping[str, Any]`):
                 The batch, where the model is.
         """
-        self._held = None if brought is None else (brought, _identities(batch))
+        # The batch itself too: while it is held, no other tensor comes to lie where its tensors do.
+        self._held = None if brought is None else (brought, _identities(batch), dict(batch))
 
     def of_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """
@@ -36,7 +37,7 @@ class Aside:
         """
         if self._held is None or args:
             return None
-        brought, batch = self._held
+        brought, batch, _ = self._held
         given = _identities(kwargs)
         # Labels are taken out of the batch on the way to some models.
         same = all(given.get(name, facts if name == "labels" else None) == facts for name, facts in batch.items())

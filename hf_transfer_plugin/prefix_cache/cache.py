@@ -13,6 +13,7 @@ from hf_transfer_plugin.prefix_cache.aside import Aside
 from hf_transfer_plugin.prefix_cache.collating import KEY, CachingCollator, Shelves
 from hf_transfer_plugin.prefix_cache.cuts import CannotCacheError
 from hf_transfer_plugin.prefix_cache.filling import fill
+from hf_transfer_plugin.prefix_cache.hands import OwnHook
 from hf_transfer_plugin.prefix_cache.player import Player
 from hf_transfer_plugin.prefix_cache.sizes import parse_size
 from hf_transfer_plugin.prefix_cache.stages import Keeping, Place, Stage, make_stage, that_fit
@@ -128,14 +129,14 @@ class FrozenPrefixCache:
         """
         self.close()
         self._model, self._place = model, Place(device, precision)
-        self._shelves.shelves = []
         self._shelves.with_labels = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
         self.report = {"used": True, "reason": None, "storage": self.storage, "cuts": [], "hits": 0, "misses": 0}
         self.report |= {"bytes": 0, "fill_seconds": 0.0, "rows_filled": 0, "rechecks": 0}
         # To the end of the run: batches that were made ahead of a thaw still bring what the model must not see.
         self._handles = [
-            model.register_forward_pre_hook(self._before, with_kwargs=True),
-            model.register_forward_hook(self._after),
+            model.register_forward_pre_hook(OwnHook(self._before), with_kwargs=True),
+            # Of a pass that fails too: who catches the error goes on with a model that is fed nothing.
+            model.register_forward_hook(OwnHook(self._after), always_call=True),
         ]
 
     def find(
@@ -209,6 +210,8 @@ class FrozenPrefixCache:
             ValueError: If the folder cannot be written.
         """
         stages = self._chosen(learnings, dataset)
+        for store in (store for stage in stages for store in stage.shelf.stores):
+            store.make()
         if not stages or (self.fill != "ahead" and all(stage.lazily for stage in stages)):
             return
         started = time.perf_counter()
@@ -344,4 +347,4 @@ class FrozenPrefixCache:
 
     def _after(self, module: nn.Module, args: Any, output: Any) -> None:
         if self._player is not None:
-            self._player.after()
+            self._player.after(failed=output is None)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from hf_transfer_plugin.prefix_cache.hands import OwnForward, OwnHook
 from hf_transfer_plugin.prefix_cache.shapes import OutputShapes, computed_without_values
 
 
@@ -73,8 +74,9 @@ class Passage:
         for name in self.skipped:
             module = self._modules[name]
             self._own[name] = module.__dict__.get("forward")
-            module.forward = self._skipping(name, module.forward)
-        self._handles.append(self._modules[self.fed].register_forward_pre_hook(self._feed, with_kwargs=True))
+            module.forward = OwnForward(module, self._skipping(name, module.forward))
+        fed = self._modules[self.fed]
+        self._handles.append(fed.register_forward_pre_hook(OwnHook(self._feed), with_kwargs=True))
 
     def remove(self) -> None:
         """Takes the hands off: the model is as it was."""
@@ -223,9 +225,10 @@ class Catcher:
         for name, output in self._wanted:
             module, key = model.get_submodule(name), (name, output)
             if output:
-                self._handles.append(module.register_forward_hook(self._left(key)))
+                self._handles.append(module.register_forward_hook(OwnHook(self._left(key))))
             else:
-                self._handles.append(module.register_forward_pre_hook(self._entered(key), with_kwargs=True))
+                hook = OwnHook(self._entered(key))
+                self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
 
     def remove(self) -> None:
         """Takes the hooks off."""

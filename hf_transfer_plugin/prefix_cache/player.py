@@ -89,21 +89,29 @@ class Player:
         if not self._recheck_every or self._report["hits"] % self._recheck_every or self._agrees(batch, fed, brought):
             self._passage.feed(fed)
 
-    def after(self) -> None:
+    def after(self, *, failed: bool = False) -> None:
         """
         After the model ran: keeps what was caught.
+
+        Args:
+            failed (`bool`, *optional*, defaults to `False`):
+                Whether it returned nothing.
 
         Raises:
             RuntimeError: If layers were skipped, and nothing stood in for them.
         """
         if self._busy:
             return
-        if self._passage.running and not self._passage.was_fed:
+        unfed = self._passage.running and not self._passage.was_fed
+        self._passage.rest()
+        if failed:
+            self._catcher.close()
+            return
+        if unfed:
             raise RuntimeError(
                 f"The frozen layers were skipped, but {self._passage.fed!r} was not called, so nothing stood in for "
                 "them. Train without the prefix cache (a layer dropped at random does this: set `layerdrop` to 0)."
             )
-        self._passage.rest()
         if self._pending is None:
             return
         values, brought, self._pending = self._catcher.close(), self._pending, None

@@ -266,6 +266,19 @@ class ActivationStore:
             with suppress(OSError):  # A store that may only be read is used all the same.
                 os.utime(self.folder / META_NAME)
 
+    def make(self) -> None:
+        """
+        Makes the folder a store, before there is anything to write.
+
+        Raises:
+            ValueError: If it cannot be written, or holds other activations.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            prepare(self.folder, self._meta)
+        except OSError as error:
+            raise refusal(error, self.folder) from error
+
     def flush(self) -> None:
         """
         Has the disk take what was written; without this it survives the end of the process, but no power cut.

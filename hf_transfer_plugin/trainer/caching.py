@@ -47,6 +47,7 @@ class PrefixCaching:
         self._bring_along("get_test_dataloader")
         self._bring_along("get_eval_dataloader")
         self._take_aside()
+        self._end_with_train()
 
     def _bring_along(self, name: str, *, views: int = 1) -> None:
         """Lets the loaders that a method makes bring what is stored."""
@@ -77,6 +78,19 @@ class PrefixCaching:
             return found
 
         trainer._prepare_inputs = prepared
+
+    def _end_with_train(self) -> None:
+        """Takes the hands off the model when training breaks off, too."""
+        train, cache = self.trainer.train, self.cache
+
+        @functools.wraps(train)
+        def trained(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return train(*args, **kwargs)
+            finally:
+                cache.close()
+
+        self.trainer.train = trained
 
     def begin(self, state: Any, model: nn.Module, groups: Any, loader: Any) -> None:
         """
