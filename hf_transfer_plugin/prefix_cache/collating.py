@@ -31,11 +31,25 @@ class Shelf:
             What one row holds.
         stores (`tuple[ActivationStore, ...]`):
             A store for each part.
+        widths (`tuple[tuple[str, int], ...]`, *optional*, defaults to `()`):
+            How wide a batch must be in tokens or targets, where it was proved for that padding alone.
     """
 
     addresses: tuple[Address, ...]
     parts: tuple[Part, ...]
     stores: tuple[ActivationStore, ...]
+    widths: tuple[tuple[str, int], ...] = ()
+
+    def takes(self, spans: Mapping[str, Span]) -> bool:
+        """
+        Args:
+            spans (`Mapping[str, Span]`):
+                Where the rows of a batch lie in it.
+
+        Returns:
+            `bool`: Whether it is padded as that was proved.
+        """
+        return all(axis in spans and spans[axis].width == width for axis, width in self.widths)
 
     def missing(self, digests: Sequence[bytes]) -> list[int]:
         """
@@ -60,6 +74,8 @@ class Shelf:
             `list[torch.Tensor]` or `None`: What passes, in the order of the addresses, as it is stored; `None` where a
             row is missing.
         """
+        if not self.takes(spans):
+            return None
         values: dict[Address, torch.Tensor] = {}
         for part, store in zip(self.parts, self.stores, strict=True):
             found = store.read(digests)

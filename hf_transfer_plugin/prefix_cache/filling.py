@@ -186,7 +186,7 @@ def put(
             Their digests.
     """
     here = {address: value.cpu() for address, value in values.items()}
-    for shelf in shelves:
+    for shelf in (shelf for shelf in shelves if shelf.takes(spans)):
         for part, store in zip(shelf.parts, shelf.stores, strict=True):
             store.write(digests, split_rows(part, here, spans))
 

@@ -66,12 +66,15 @@ class Proof:
             Relative error of the storage.
         shapes (`Mapping[str, OutputShapes]`):
             What was learned of the outputs of skipped modules.
+        widths (`Mapping[str, int]`):
+            How wide every batch was, where all rows were padded alike: nothing is proved of another padding.
     """
 
     parts: tuple[Part, ...]
     tokens: tuple[float, ...]
     error: float
     shapes: Mapping[str, OutputShapes]
+    widths: Mapping[str, int]
 
 
 def prove_storage(
@@ -136,7 +139,16 @@ def prove_storage(
             f"rows that were stored alone give other outputs in a padded batch (by {far:.1e} of the largest): the "
             "activations depend on how a row is padded or on its companions"
         )
-    return Proof(parts, tuple(counts), error, passage.shapes)
+    return Proof(parts, tuple(counts), error, passage.shapes, _only_widths(batches, spans))
+
+
+def _only_widths(batches: Sequence[Mapping[str, Any]], together: Mapping[str, Span]) -> dict[str, int]:
+    alone = [row_spans(batch) for batch in batches]
+    return {
+        axis: span.width
+        for axis, span in together.items()
+        if all((one[axis].starts[0], one[axis].width) == (span.starts[i], span.width) for i, one in enumerate(alone))
+    }
 
 
 def _rounding(part: Part, entries: Sequence[Sequence[torch.Tensor]], storage: str) -> float:

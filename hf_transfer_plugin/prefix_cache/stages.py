@@ -150,11 +150,12 @@ def make_stage(
         description = describe(
             model, cut, part, weights=weights, storage=keeping.storage, place=place, batch_size=rows_at_once
         )
+        description["widths"] = dict(proof.widths)
         folder = store_folder(keeping.directory, description)
         stores.append(ActivationStore(folder, description, part.slots, keeping.storage, keeping.budget))
     addresses = tuple(address for part in proof.parts for address in part.addresses)
     lazily = all(part.axis != "own" for part in proof.parts) and catches_alike(model, cut, learning, probes[0])
-    shelf = Shelf(addresses, proof.parts, tuple(stores))
+    shelf = Shelf(addresses, proof.parts, tuple(stores), tuple(sorted(proof.widths.items())))
     return Stage(replace(cut, addresses=addresses), shelf, share, proof.tokens, proof.error, lazily, proof.shapes)
 
 

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -14,7 +14,7 @@ from hf_transfer_plugin.planning import phase_starts
 from hf_transfer_plugin.prefix_cache import FrozenPrefixCache
 from hf_transfer_plugin.prefix_cache.collating import KEY, SeededViews, kept_random
 from hf_transfer_plugin.prefix_cache.filling import row_lengths
-from hf_transfer_plugin.prefix_cache.rows import row_digests
+from hf_transfer_plugin.prefix_cache.rows import row_digests, row_spans
 from hf_transfer_plugin.schedules import LinearProbeThenFineTune
 
 # Rows looked at to find short and long ones, and rows of the proofs.
@@ -112,7 +112,7 @@ class PrefixCaching:
         refusal = _refusal(self.trainer, model, loader, keep_dropout=self._keep_dropout)
         if refusal is None:
             with kept_random():
-                rows = together(lambda: _probe_rows(loader.dataset))
+                rows = together(lambda: _probe_rows(loader.dataset, loader.collate_fn))
                 refusal = together(lambda: _never_the_same(loader, rows, self.cache))
         if anywhere(refusal is not None, args.device):
             self.cache.turn_off(refusal or "another process cannot use it")
@@ -142,6 +142,11 @@ class PrefixCaching:
         args = self.trainer.args
         return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
 
+    def _drop_what_others_lack(self, phases: Phases) -> None:
+        for learning in dict.fromkeys(learning for learning, _ in phases):
+            if anywhere(not self.cache.has(learning), self.trainer.args.device):
+                self.cache.drop(learning)
+
     def _find_and_fill(self, phases: Phases) -> str | None:
         """Why nothing of this is used; else it is ready."""
         args, cache = self.trainer.args, self.cache
@@ -153,9 +158,7 @@ class PrefixCaching:
             return _TOO_SHORT
         with kept_random():
             reasons = together(lambda: cache.find(phases, rows, collate, args.train_batch_size))
-            for learning in dict.fromkeys(learning for learning, _ in phases):
-                if anywhere(not cache.has(learning), args.device):
-                    cache.drop(learning)
+            self._drop_what_others_lack(phases)
             used = [(learning, steps) for learning, steps in phases if cache.has(learning)]
             if not used:
                 return reasons[0] if reasons else "another process cannot use it"
@@ -171,9 +174,7 @@ class PrefixCaching:
                     workers=args.dataloader_num_workers,
                 )
             )
-            for learning, _ in used:
-                if anywhere(not cache.has(learning), args.device):
-                    cache.drop(learning)
+            self._drop_what_others_lack(used)
         return None if any(cache.has(learning) for learning, _ in used) else cache.report["reason"]
 
     def follow(self, state: Any, learning: frozenset[str]) -> None:
@@ -258,15 +259,29 @@ def _refusal(trainer: Trainer, model: nn.Module, loader: Any, *, keep_dropout: b
     return next((reason for reason, applies in reasons.items() if applies), None)
 
 
-def _probe_rows(dataset: Any) -> list[Any]:
+def _probe_rows(dataset: Any, collate: Any) -> list[Any]:
     """A few rows of different length, the shortest first."""
     some = list(range(min(len(dataset), _LOOKED_AT)))
-    lengths = row_lengths(dataset)
+    lengths: Any = row_lengths(dataset)
+    if lengths is None:
+        lengths = _collated_lengths(dataset, some, collate)
     if lengths is not None:
         some.sort(key=lambda i: lengths[i])
         last = len(some) - 1
         some = [some[round(i * last / (_PROBED - 1))] for i in range(_PROBED)]
     return [dataset[i] for i in dict.fromkeys(some[:_PROBED])]
+
+
+def _collated_lengths(dataset: Any, some: Sequence[int], collate: Any) -> dict[int, int] | None:
+    """Tokens of some rows, where a batch tells how long each is."""
+    found = {}
+    for i in some:
+        batch = collate([dataset[i]])
+        span = row_spans(batch).get("tokens") if isinstance(batch, Mapping) else None
+        if span is None:
+            return None
+        found[i] = span.lengths[0]
+    return found
 
 
 def _never_the_same(loader: Any, rows: Sequence[Any], cache: FrozenPrefixCache) -> str | None:
@@ -277,7 +292,7 @@ def _never_the_same(loader: Any, rows: Sequence[Any], cache: FrozenPrefixCache) 
         return f"the rows of a batch cannot be told apart ({error})"
     if first != second:
         return "the collator makes other batches of the same rows each time, as masking does"
-    again = row_digests(loader.collate_fn(_probe_rows(loader.dataset)))
+    again = row_digests(loader.collate_fn(_probe_rows(loader.dataset, loader.collate_fn)))
     if again != first:
         return (
             "the rows are others each time they are read, as random augmentation makes them; keep a number of views "
