@@ -3,9 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression, Ridge, RidgeCV
-from sklearn.model_selection import GridSearchCV
-from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -66,6 +63,10 @@ def solve_linear_head(
     Raises:
         ValueError: If there are fewer than two classes; a constant label among many is no error.
     """
+    # Here, as scikit-learn takes 43 MiB that only this needs.
+    from sklearn.linear_model import Ridge, RidgeCV
+    from sklearn.preprocessing import StandardScaler
+
     scaler = StandardScaler().fit(features)
     scaled = scaler.transform(features)
     if problem_type == "regression":
@@ -94,6 +95,9 @@ def _one_label(scaled: np.ndarray, labels: np.ndarray, regularization: float | N
 def _logistic(
     scaled: np.ndarray, labels: np.ndarray, outputs: int, regularization: float | None
 ) -> tuple[np.ndarray, np.ndarray]:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV
+
     classes, counts = np.unique(labels.astype(int), return_counts=True)
     if len(classes) < 2:
         raise ValueError(

@@ -1,5 +1,6 @@
 """Frozen modules hold still: no dropout, no moving statistics."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,8 +11,9 @@ from hf_transfer_plugin.layers import parameters_by_name
 
 class FrozenModules:
     """
-    Keeps frozen modules still: a forward pre-hook puts them into eval mode, so that BatchNorm statistics do not move
-    and dropout does not fire. `model.train()` alone would undo an `eval()`, and Trainer calls it at every step.
+    Keeps frozen modules still: in eval mode, so that BatchNorm statistics do not move and dropout does not fire.
+    `model.train()`, which Trainer calls at every step, would undo an `eval()`; here it does not reach them. A forward
+    pre-hook sees to it that no other hand does.
 
     Args:
         model (`nn.Module`):
@@ -22,6 +24,7 @@ class FrozenModules:
 
     def __init__(self, model: nn.Module, *, keep_dropout: bool = False) -> None:
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._held: list[nn.Module] = []
         self._model, self._keep_dropout = model, keep_dropout
 
     def update(self, learning: frozenset[str]) -> None:
@@ -35,34 +38,31 @@ class FrozenModules:
         if self._keep_dropout:
             modules = [m for module in modules for m in module.modules() if hasattr(m, "running_mean")]
         for module in modules:
-            self._handles.append(module.register_forward_pre_hook(_stilled(module), prepend=True))
+            self._handles.append(module.register_forward_pre_hook(_be_still, prepend=True))
+            if "train" not in module.__dict__:
+                module.eval()
+                module.__dict__["train"] = partial(_stay, module)
+                self._held.append(module)
 
     def release(self) -> None:
-        """Removes the hooks."""
+        """Takes the hands off; the modules are in the mode of the model again."""
         for handle in self._handles:
             handle.remove()
-        self._handles = []
+        for module in self._held:
+            del module.__dict__["train"]
+            module.train(self._model.training)
+        self._handles, self._held = [], []
 
 
-def _stilled(module: nn.Module) -> Any:
-    """
-    A hook that does what `module.eval()` does. That call goes through every module inside by way of attributes, at
-    every step, which takes longer than all else that the hooks of a step do.
-    """
-    inside = list(module.modules())
-    usual = all(type(m).train is nn.Module.train and type(m).eval is nn.Module.eval for m in inside)
-    flags = [m.__dict__ for m in inside]
+def _be_still(module: nn.Module, args: Any) -> None:
+    if module.training:
+        # Past `train`, which is held.
+        type(module).train(module, False)
 
-    def be_still(module: nn.Module, args: Any) -> None:
-        if not module.training:
-            return
-        if not usual:
-            module.eval()
-            return
-        for flag in flags:
-            flag["training"] = False
 
-    return be_still
+def _stay(module: nn.Module, mode: bool = True) -> nn.Module:
+    """What `module.train(mode)` does as long as the module is held."""
+    return module
 
 
 def still_modules(model: nn.Module, learning: frozenset[str]) -> list[nn.Module]:

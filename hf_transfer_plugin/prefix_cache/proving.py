@@ -19,6 +19,8 @@ Collate = Callable[[list[Any]], Mapping[str, Any]]
 # Of the outputs, relative to the largest, where weights have 32 bits; another padded length alone makes 2e-6.
 AGREEMENT = 1e-5
 HALF_AGREEMENT = 5e-2
+# As many times as far may outputs lie as those of one row among its like and alone, where that is more.
+OWN_VARIATION = 4
 # Of the stored values, |stored - exact| / |exact| as Euclidean norms: a unit in the last place of each storage; for
 # int8 steps of max / 127.
 ROUNDING = {"float32": 0.0, "float16": 2.0**-10, "bfloat16": 2.0**-7, "int8": 2.0**-4}
@@ -82,7 +84,8 @@ def prove_storage(
 ) -> Proof:
     """
     Catches rows one by one, and replays them together in one padded batch: its outputs must be those of the live model
-    within 1e-5 of the largest (5e-2 where weights have 16 bits), and what the storage rounds within its bound.
+    within 1e-5 of the largest (5e-2 where weights have 16 bits; four times what the number of rows alone changes,
+    where that is more), and what the storage rounds within its bound.
 
     Args:
         model (`nn.Module`):
@@ -132,9 +135,18 @@ def prove_storage(
         for some in (batches[0], batches[-1], on_device(collate(list(rows[:-1])), device)):
             passage.watch(some)
         _, live = passage.watch(whole)
-        replayed = passage.run(whole, values)
+        try:
+            replayed = passage.run(whole, values)
+        except RuntimeError:  # A model writes into what a skipped module returned.
+            for shapes in passage.shapes.values():
+                shapes.solid = True
+            replayed = passage.run(whole, values)
     far = _distance(results(live), results(replayed), spans)
-    if not far <= (HALF_AGREEMENT if place.is_half(model) else AGREEMENT):
+    allowed = HALF_AGREEMENT if place.is_half(model) else AGREEMENT
+    if allowed < far <= OWN_VARIATION * allowed:
+        # Deep convolutions round differently for every number of rows; a row among its like is not padded.
+        allowed = max(allowed, OWN_VARIATION * _own_variation(model, rows[-1], len(rows), collate, device))
+    if not far <= allowed:
         raise CannotCacheError(
             f"rows that were stored alone give other outputs in a padded batch (by {far:.1e} of the largest): the "
             "activations depend on how a row is padded or on its companions"
@@ -213,6 +225,14 @@ def recheck_tolerance(model: nn.Module, place: Place, storage: str) -> float:
         `float`: How far stored activations may lie from those computed in another batch.
     """
     return ROUNDING[storage] + (HALF_AGREEMENT if place.is_half(model) else 10 * AGREEMENT)
+
+
+def _own_variation(model: nn.Module, row: Any, count: int, collate: Collate, device: torch.device) -> float:
+    """How far the outputs of a row depend on the number of rows beside it alone."""
+    with untouched(model):
+        alone = results(model(**on_device(collate([row]), device)))
+        among = results(model(**on_device(collate([row] * count), device)))
+    return _distance([a.expand_as(b) for a, b in zip(alone, among, strict=True)], among, {})
 
 
 def _distance(live: list[torch.Tensor], other: list[torch.Tensor], spans: Mapping[str, Span]) -> float:

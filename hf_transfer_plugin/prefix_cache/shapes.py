@@ -70,9 +70,12 @@ class OutputShapes:
     """
     Learns, from the calls of a module that it sees, what the module returns: which outputs are inputs handed on, which
     sizes are sizes of an input, and which never change.
+
+    Its placeholders are one zero in any shape; `solid` ones, which a model may write into, take memory and time.
     """
 
     def __init__(self) -> None:
+        self.solid = False
         self._rules: dict[Any, list[_Rule]] = {}
 
     def observe(self, inputs: Any, output: Any) -> None:
@@ -126,8 +129,12 @@ class OutputShapes:
                 if shape is None:
                     return None
                 kind = rule.kinds[i]
-                make = torch.randn if noise and kind.is_floating_point else torch.zeros
-                leaves.append(make(shape, dtype=kind, device=device))
+                if noise and kind.is_floating_point:
+                    leaves.append(torch.randn(shape, dtype=kind, device=device))
+                elif self.solid:
+                    leaves.append(torch.zeros(shape, dtype=kind, device=device))
+                else:
+                    leaves.append(torch.zeros((), dtype=kind, device=device).expand(shape))
         return tree_unflatten(leaves, rule.spec)
 
 
