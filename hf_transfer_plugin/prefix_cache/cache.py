@@ -271,6 +271,7 @@ class FrozenPrefixCache:
             stage,
             self._shelves,
             self.report,
+            later=self._later(learning) if self.fill == "first-epoch" else (),
             place=self._place,
             recheck_every=self.recheck_every,
             turn_off=self.turn_off,
@@ -287,6 +288,12 @@ class FrozenPrefixCache:
                 Names of the parameters that learn from now on.
         """
         self._stages = {known: stage for known, stage in self._stages.items() if learning <= known}
+
+    def _later(self, learning: frozenset[str]) -> list[Stage]:
+        """The stages behind one; phases are known in their order."""
+        names = list(self._stages)
+        stages = [self._stages[name] for name in names[names.index(learning) + 1 :]]
+        return [stage for stage in stages if stage is not None]
 
     def rest(self) -> None:
         """The model runs from its input until `follow` is called."""

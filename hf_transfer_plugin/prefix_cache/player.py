@@ -1,6 +1,6 @@
 """Feeds a model in training what is stored, and keeps what is not yet."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,8 @@ class Player:
             What the collators see.
         report (`dict[str, Any]`):
             Counts are added to it.
+        later (`Sequence[Stage]`):
+            Stages to come; what one batch shows of them is kept too.
         place (`Place`):
             Where and in which precision the model runs.
         recheck_every (`int`):
@@ -42,13 +44,16 @@ class Player:
         shelves: Shelves,
         report: dict[str, Any],
         *,
+        later: Sequence[Stage],
         place: Place,
         recheck_every: int,
         turn_off: Callable[[str], None],
     ) -> None:
         self._model, self._stage, self._shelves, self._report = model, stage, shelves, report
         self._place, self._recheck_every, self._turn_off = place, recheck_every, turn_off
-        self._passage, self._catcher = stage.cut.passage(model, stage.shapes), Catcher(model, stage.cut.addresses)
+        self._kept = [stage, *(one for one in later if one.lazily)]
+        addresses = dict.fromkeys(address for one in self._kept for address in one.cut.addresses)
+        self._passage, self._catcher = stage.cut.passage(model, stage.shapes), Catcher(model, tuple(addresses))
         self._pending: Mapping[str, Any] | None = None
         self._busy = False
         self._passage.install()
@@ -57,7 +62,7 @@ class Player:
         """Takes the hands off the model."""
         self._passage.remove()
         self._catcher.remove()
-        for store in self._stage.shelf.stores:
+        for store in (store for stage in self._kept for store in stage.shelf.stores):
             store.flush()
 
     def before(self, batch: Mapping[str, Any], brought: Mapping[str, Any] | None) -> None:
@@ -115,10 +120,9 @@ class Player:
         if self._pending is None:
             return
         values, brought, self._pending = self._catcher.close(), self._pending, None
-        if len(values) < len(self._stage.shelf.addresses):
-            return
+        shelves = [one.shelf for one in self._kept if all(address in values for address in one.cut.addresses)]
         try:
-            put([self._stage.shelf], values, brought["spans"], brought["digests"])
+            put(shelves, values, brought["spans"], brought["digests"])
         except ValueError as error:
             self._turn_off(str(error).rstrip("."))
 
