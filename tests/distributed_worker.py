@@ -24,7 +24,7 @@ from transformers import (
 from transformers.models.bert.modeling_bert import BertLayer
 from transformers.trainer_callback import PrinterCallback
 
-from hf_transfer_plugin import FreezingCallback, GradualUnfreezing, LayerwiseDecay, attach
+from hf_transfer_plugin import FreezingCallback, FrozenPrefixCache, GradualUnfreezing, LayerwiseDecay, attach
 from hf_transfer_plugin.adapters import attach_adapter
 from hf_transfer_plugin.callbacks import NonFiniteLossCallback
 from hf_transfer_plugin.freezing import ever_learning_names, freeze_first, full, set_trainable
@@ -361,6 +361,52 @@ def adapter_resume(out, rank):
             "aside": len(list(folder.glob("incomplete-*"))),
         }
         torch.distributed.barrier()
+    return found
+
+
+def cached(folder, strategy, cache, **changes):
+    """A run that evaluates nothing; its frozen layers are in eval mode with a cache and without."""
+    cell = ("cached", "sgd", 2, False)
+    STRATEGIES["cached"] = strategy
+    watch = Weights()
+    trainer = make_trainer(folder, cell=cell, batch=4, callbacks=[watch], eval_strategy="no", **changes)
+    attach(trainer, schedule=strategy, cache=cache)
+    trainer.train()
+    return watch.sums, {name: value.clone() for name, value in trainer.model.state_dict().items()}
+
+
+def caching(out, rank):
+    """Runs with the prefix cache beside those without."""
+    found = {}
+    strategies = {
+        "frozen": freeze_first(2), "gradual": GradualUnfreezing(every=3), "lp-ft": LinearProbeThenFineTune(frozen=2),
+        "chain": ChainThaw(),
+    }  # fmt: skip
+    for name, strategy in strategies.items():
+        for fill in ("ahead", "first-epoch"):
+            steps = 24 if name == "chain" else STEPS
+            sums, live = cached(out / "live", strategy, None, max_steps=steps)
+            cache = FrozenPrefixCache(out / f"{name}-{fill}", storage="float32", fill=fill, recheck_every=2)
+            again, weights = cached(out / "cached", strategy, cache, max_steps=steps)
+            found[f"{name} {fill}"] = {
+                "report": {
+                    k: cache.report[k] for k in ("used", "reason", "hits", "misses", "rows_filled", "rechecks")
+                },
+                "same": sums == again,
+                "worst": max(float((weights[k] - live[k]).abs().max()) for k in live),
+                "sums": again,
+            }
+    with pytest.MonkeyPatch.context() as patch:
+        if rank:
+            patch.setattr("hf_transfer_plugin.trainer.caching._probe_rows", lambda *args: [{"input_ids": 3}])
+            patch.setattr("hf_transfer_plugin.trainer.caching._never_the_same", lambda *args: "rank 1 cannot")
+        cache = FrozenPrefixCache(out / "refused", storage="float32")
+        again, _ = cached(out / "refused", strategies["frozen"], cache)
+    sums, _ = cached(out / "live", strategies["frozen"], None)
+    found["one refuses"] = {"report": cache.report, "same": sums == again}
+    (out / f"file-{rank}").write_text("no folder")
+    closed = FrozenPrefixCache(out / ("closed" if rank else "file-0"), storage="float32")
+    found["one cannot write"] = message(lambda: cached(out / "closed", strategies["frozen"], closed))
     return found
 
 

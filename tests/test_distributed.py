@@ -43,6 +43,11 @@ def cells(launch):
     return launch("cells")
 
 
+@pytest.fixture(scope="module")
+def caching(launch):
+    return launch("caching")
+
+
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: "-".join(map(str, cell)))
 def test_ranks_stay_equal_and_equal_one_process(cells, tmp_path, cell):
     out, (first, second) = cells
@@ -119,3 +124,29 @@ def test_sharded_models_equal_one_process(launch):
     assert len(found[0]) == 8
     for worst in found:
         assert all(value <= 1e-6 for value in worst.values()), worst
+
+
+def test_two_processes_share_what_is_stored_and_learn_the_same_as_without(caching):
+    _, (first, second) = caching
+    for name in [f"{s} {fill}" for s in ("frozen", "gradual", "lp-ft", "chain") for fill in ("ahead", "first-epoch")]:
+        one, other = first[name], second[name]
+        assert one["sums"] == other["sums"]
+        assert one["same"], (name, one["worst"])
+        for found in (one, other):
+            assert found["report"]["used"], found["report"]["reason"]
+            assert found["report"]["hits"] > 0
+    # Each has stored half of the rows, and reads those of the other.
+    for found in (first, second):
+        report = found["frozen ahead"]["report"]
+        assert (report["rows_filled"], report["misses"], report["hits"]) == (16, 0, 16)
+        assert report["rechecks"] == 8
+
+
+def test_a_process_that_cannot_cache_turns_it_off_on_all(caching):
+    _, (first, second) = caching
+    reasons = [found["one refuses"]["report"]["reason"] for found in (first, second)]
+    assert reasons == ["another process cannot use it", "rank 1 cannot"]
+    for found in (first, second):
+        assert found["one refuses"]["same"]
+        assert not found["one refuses"]["report"]["used"]
+        assert "The prefix cache needs a folder that it can write to, but got" in found["one cannot write"]
