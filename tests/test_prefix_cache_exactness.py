@@ -1,6 +1,8 @@
 """With the prefix cache a run learns what it learns without: bit for bit in 32 bits, within bounds in fewer."""
 
 import itertools
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from hf_transfer_plugin import (
     full,
 )
 from hf_transfer_plugin.adapters import attach_adapter
+from hf_transfer_plugin.schedules import _Schedule
 from tests.tiny_prefixes import MAKERS
 
 BATCH, ROWS, EPOCHS = 4, 16, 3
@@ -150,6 +153,12 @@ SETTINGS = {
     "bf16": {"bf16": True},
     "checkpointing": CHECKPOINTING,
     "checkpointing bf16": {**CHECKPOINTING, "bf16": True, "gradient_accumulation_steps": 2},
+    "checkpointing bart": {
+        "model": lambda: small("bart"),
+        "data": rows_of("bart"),
+        "schedule": freeze_first(4),
+        **CHECKPOINTING,
+    },
     "lora": {"model": upper_lora, "schedule": full()},
     "lora dropout": {"model": lambda: upper_lora(0.2), "schedule": full()},
     "lora checkpointing": {"model": upper_lora, "schedule": full(), **CHECKPOINTING},
@@ -190,6 +199,23 @@ def test_what_froze_again_is_stored_as_it_is_by_then(make_trainer, tmp_path):
     fed = [cut["fed"] for cut in report["cuts"]]
     assert fed == ["bert.pooler.dense", "bert.encoder.layer.1", "bert.encoder.layer.2"]
     assert report["rows_filled"] == len(fed) * ROWS
+
+
+@dataclass(frozen=True)
+class ByTurns(_Schedule):
+    """The head and the lowest block learn by turns, so that the same parameters learn on other layers each time."""
+
+    name: ClassVar[str] = "by-turns"
+
+    def __call__(self, progress, groups):
+        return (1,) if progress.step // 4 % 2 else (groups - 1,)
+
+
+def test_parameters_that_learn_again_find_no_store_of_their_first_time(make_trainer, tmp_path):
+    runs = Runs(make_trainer, tmp_path, schedule=ByTurns(), num_train_epochs=4)
+    report = check_exact(runs, recheck_every=0)
+    assert [cut["fed"] for cut in report["cuts"]] == ["bert.pooler.dense"] * 2
+    assert report["rows_filled"] == 2 * ROWS
 
 
 def unpadded(name="bert"):

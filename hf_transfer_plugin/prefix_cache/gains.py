@@ -26,7 +26,8 @@ def skipped_share(model: nn.Module, cut: Cut, batch: Mapping[str, Any]) -> float
     Returns:
         `float`: Share of the floating-point operations of a forward pass that need not be done.
     """
-    with untouched(model), cut.passage(model).installed() as passage:
+    # The counter hooks itself to inputs that have gradients, as those of checkpointed blocks are made to.
+    with untouched(model), torch.enable_grad(), cut.passage(model).installed() as passage:
         with FlopCounterMode(display=False) as whole:
             caught, _ = passage.watch(batch)
         with FlopCounterMode(display=False) as rest:
