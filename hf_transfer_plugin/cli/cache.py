@@ -58,7 +58,6 @@ def run(argv: Sequence[str]) -> int:
 def _print_table(found: Sequence["StoreFacts"]) -> None:
     from hf_transfer_plugin.prefix_cache.sizes import size_words
 
-
     rows = [
         (
             one.name,
@@ -76,7 +75,6 @@ def _print_table(found: Sequence["StoreFacts"]) -> None:
 
 def _total(found: Sequence["StoreFacts"]) -> str:
     from hf_transfer_plugin.prefix_cache.sizes import size_words
-
 
     caches = "1 prefix cache" if len(found) == 1 else f"{len(found)} prefix caches"
     return f"{caches} with {size_words(sum(one.nbytes for one in found))}"

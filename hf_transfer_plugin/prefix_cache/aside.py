@@ -1,9 +1,16 @@
 """What a collator brought, kept from the model and from user code until the model is called with that very batch."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
+
+from hf_transfer_plugin.layers import beneath_adapters
+
+# What Trainer adds to a batch, and what changes no activation.
+_HARMLESS = {"num_items_in_batch", "return_dict", "return_loss", "use_cache"}
 
 
 class Aside:
@@ -23,27 +30,38 @@ class Aside:
         # The batch itself too: while it is held, no other tensor comes to lie where its tensors do.
         self._held = None if brought is None else (brought, _identities(batch), dict(batch))
 
-    def of_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    def of_call(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """
         Args:
+            model (`nn.Module`):
+                The model.
             args (`tuple`):
-                Arguments of a call of the model.
+                Arguments of a call of it.
             kwargs (`Mapping[str, Any]`):
                 Its keyword arguments.
 
         Returns:
-            `Mapping[str, Any]` or `None`: What belongs to them. Another text, or this one changed in place, has other
-            activations.
+            `Mapping[str, Any]` or `None`: What belongs to them. Another text, this one changed in place, one input
+            more or less have other activations, and hidden states that are asked for are not there.
         """
         if self._held is None or args:
             return None
         brought, batch, _ = self._held
-        given = _identities(kwargs)
-        # Labels are taken out of the batch on the way to some models.
-        same = all(given.get(name, facts if name == "labels" else None) == facts for name, facts in batch.items())
-        return brought if same else None
+        given = _identities({name: value for name, value in kwargs.items() if value is not None})
+        if any(given[name] != batch.get(name) for name in given if name not in _HARMLESS):
+            return None
+        # Labels and weights of a loss are taken out of the batch on the way to some models.
+        left_out = [name for name in batch if name not in given and name != "labels"]
+        return None if left_out and set(left_out) & _inputs(model) else brought
 
 
 def _identities(batch: Mapping[str, Any]) -> dict[str, Any]:
-    tensors = {name: v for name, v in batch.items() if isinstance(v, torch.Tensor)}
-    return {name: (v.data_ptr(), v._version, v.shape, v.stride()) for name, v in tensors.items()}
+    return {
+        name: (v.data_ptr(), v._version, v.shape, v.stride()) if isinstance(v, torch.Tensor) else id(v)
+        for name, v in batch.items()
+        if v is not None
+    }
+
+
+def _inputs(model: nn.Module) -> set[str]:
+    return set(inspect.signature(beneath_adapters(model)[0].forward).parameters)

@@ -102,7 +102,7 @@ class FrozenPrefixCache:
         """
         logger.warning("The prefix cache stays off: %s.", reason)
         self.report |= {"used": False, "reason": reason}
-        self._leave_stage()
+        self.rest()
 
     def collator(self, collate: Any) -> CachingCollator:
         """
@@ -129,7 +129,6 @@ class FrozenPrefixCache:
         """
         self.close()
         self._model, self._place = model, Place(device, precision)
-        self._shelves.with_labels = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
         self.report = {"used": True, "reason": None, "storage": self.storage, "cuts": [], "hits": 0, "misses": 0}
         self.report |= {"bytes": 0, "fill_seconds": 0.0, "rows_filled": 0, "rechecks": 0}
         # To the end of the run: batches that were made ahead of a thaw still bring what the model must not see.
@@ -172,9 +171,10 @@ class FrozenPrefixCache:
                     batch_size=batch_size,
                     keeping=self._keeping,
                 )
-            except CannotCacheError as error:
+            except Exception as error:  # noqa: BLE001  rows put together anew may fail a model or collator in any way
                 self._stages[learning] = None
-                reasons.append(str(error))
+                known = isinstance(error, CannotCacheError)
+                reasons.append(str(error) if known else f"a try at it failed ({type(error).__name__}: {error})")
                 continue
             self._stores |= {store.folder: store for store in stage.shelf.stores}
         return list(dict.fromkeys(reasons))
@@ -208,8 +208,11 @@ class FrozenPrefixCache:
 
         Raises:
             ValueError: If the folder cannot be written.
+            CannotCacheError: If a row cannot be stored, as the storage or the disk does not hold it.
         """
         stages = self._chosen(learnings, dataset)
+        # All of them now: workers of a loader that live on learn of no others.
+        self._shelves.shelves += [stage.shelf for stage in stages if stage.shelf not in self._shelves.shelves]
         for store in (store for stage in stages for store in stage.shelf.stores):
             store.make()
         if not stages or (self.fill != "ahead" and all(stage.lazily for stage in stages)):
@@ -218,18 +221,20 @@ class FrozenPrefixCache:
         for view in range(self.views):
             if self.views > 1:
                 dataset.set_epoch(view)
-            self.report["rows_filled"] += fill(
-                self._model,
-                [stage.shelf for stage in stages],
-                dataset,
-                collate,
-                device=self._place.device,
-                batch_size=batch_size,
-                exact=self.storage == "float32",
-                share=share,
-                workers=workers,
-                with_labels=self._shelves.with_labels,
-            )
+            try:
+                self.report["rows_filled"] += fill(
+                    self._model,
+                    [stage.shelf for stage in stages],
+                    dataset,
+                    collate,
+                    device=self._place.device,
+                    batch_size=batch_size,
+                    exact=self.storage == "float32",
+                    share=share,
+                    workers=workers,
+                )
+            except ValueError as error:
+                raise CannotCacheError(str(error).rstrip(".")) from error
         self.report["fill_seconds"] += time.perf_counter() - started
 
     def _chosen(self, learnings: Sequence[tuple[frozenset[str], int]], dataset: Any) -> list[Stage]:
@@ -260,7 +265,7 @@ class FrozenPrefixCache:
         stage = self._stages.get(learning)
         if not self.report.get("used") or (stage is self._stage and stage is not None):
             return
-        self._leave_stage()
+        self.rest()
         if stage is None:
             return
         if stage.shelf not in self._shelves.shelves:
@@ -295,10 +300,6 @@ class FrozenPrefixCache:
         stages = [self._stages[name] for name in names[names.index(learning) + 1 :]]
         return [stage for stage in stages if stage is not None]
 
-    def rest(self) -> None:
-        """The model runs from its input until `follow` is called."""
-        self._leave_stage()
-
     def drop(self, learning: frozenset[str]) -> None:
         """
         Args:
@@ -308,28 +309,15 @@ class FrozenPrefixCache:
         self._stages[learning] = None
 
     def has(self, learning: frozenset[str]) -> bool:
-        """
-        Args:
-            learning (`frozenset[str]`):
-                Names of the parameters that learn.
-
-        Returns:
-            `bool`: Whether there is a cut below them.
-        """
+        """Whether there is a cut below the parameters that learn (`frozenset[str]`)."""
         return self._stages.get(learning) is not None
 
     def knows(self, learning: frozenset[str]) -> bool:
-        """
-        Args:
-            learning (`frozenset[str]`):
-                Names of the parameters that learn.
-
-        Returns:
-            `bool`: Whether their cut was looked for, found or not.
-        """
+        """Whether the cut below the parameters that learn (`frozenset[str]`) was looked for, found or not."""
         return learning in self._stages
 
-    def _leave_stage(self) -> None:
+    def rest(self) -> None:
+        """The model runs from its input until `follow` is called."""
         self._shelves.current = -1
         if self._player is not None:
             self._player.remove()
@@ -337,7 +325,12 @@ class FrozenPrefixCache:
 
     def close(self) -> None:
         """Ends a run: the model is as it was, the report is complete."""
-        self._leave_stage()
+        self.rest()
+        if self.report.get("misses") and not self.report["hits"] and self.report["used"] and self.report["cuts"]:
+            self.report["reason"] = (
+                self.report["reason"] or "no batch was read: the model is given others than the loader makes"
+            )
+            logger.warning("The prefix cache was of no use: %s.", self.report["reason"])
         if self._stores:
             self.report["bytes"] = sum(store.nbytes for store in self._stores.values())
         for store in self._stores.values():
@@ -349,7 +342,7 @@ class FrozenPrefixCache:
     def _before(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         brought = kwargs.pop(KEY, None)
         if self._player is not None:
-            self._player.before(kwargs, brought or self.aside.of_call(args, kwargs))
+            self._player.before(kwargs, brought or self.aside.of_call(module, args, kwargs))
         return args, kwargs
 
     def _after(self, module: nn.Module, args: Any, output: Any) -> None:

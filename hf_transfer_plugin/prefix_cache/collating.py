@@ -89,7 +89,6 @@ class Shelves:
     """The shelves of a run, as the collators in all processes of a data loader see them."""
 
     def __init__(self) -> None:
-        self.with_labels = False
         self.shelves: list[Shelf] = []
         # In shared memory, so that workers that prefetch learn of a thaw.
         self._current = torch.full((1,), -1, dtype=torch.int64).share_memory_()
@@ -132,7 +131,7 @@ class CachingCollator:
         if not 0 <= current < len(self.shelves.shelves) or not isinstance(batch, Mapping):
             return batch
         spans = row_spans(batch)
-        digests = row_digests(batch, with_labels=self.shelves.with_labels, spans=spans)
+        digests = row_digests(batch, with_labels=True, spans=spans)
         values = self.shelves.shelves[current].read(digests, spans)
         found: dict[str, Any] = {"cut": current, "digests": digests, "spans": spans}
         found |= {str(i): value for i, value in enumerate(values or ())}

@@ -38,8 +38,10 @@ def row_lengths(dataset: Any) -> list[int] | None:
         name = next((name for name in _LONG if name in dataset.column_names), None)
         if name is None or dataset.format["type"] == "custom":
             return None
-        column = dataset.select_columns([name]).with_format("arrow")[:].column(name)
-        return [length for chunk in column.chunks for length in chunk.value_lengths().to_pylist()]
+        # Piece by piece: of a shuffled dataset a whole column would be copied.
+        tables = dataset.select_columns([name]).with_format("arrow").iter(batch_size=10_000)
+        columns = (chunk for table in tables for chunk in table.column(name).chunks)
+        return [length for column in columns for length in column.value_lengths().to_pylist()]
     if isinstance(dataset, (list, tuple)) and dataset and isinstance(dataset[0], Mapping):
         name = next((name for name in _LONG if name in dataset[0]), None)
         return None if name is None else [len(row[name]) for row in dataset]
@@ -85,7 +87,6 @@ def fill(
     exact: bool = False,
     share: tuple[int, int] = (0, 1),
     workers: int = 0,
-    with_labels: bool = False,
     title: str = "Storing the frozen layers' work",
 ) -> int:
     """
@@ -111,8 +112,6 @@ def fill(
             This process and the number of processes, which share the rows.
         workers (`int`, *optional*, defaults to 0):
             Worker processes that read rows.
-        with_labels (`bool`, *optional*, defaults to `False`):
-            Whether labels are inputs of the model.
         title (`str`, *optional*):
             Title of the progress bar.
 
@@ -143,7 +142,7 @@ def fill(
         )
         for batch in loader:
             started = time.perf_counter()
-            rows = _store(catcher, model, batch, shelves, device, with_labels)
+            rows = _store(catcher, model, batch, shelves, device)
             done += rows
             if rows:
                 sizes.took(time.perf_counter() - started)
@@ -159,10 +158,9 @@ def _store(
     batch: Mapping[str, Any],
     shelves: Sequence[Shelf],
     device: torch.device,
-    with_labels: bool,
 ) -> int:
     """Rows that were run, and are stored now."""
-    digests = row_digests(batch, with_labels=with_labels)
+    digests = row_digests(batch, with_labels=True)
     missing = {place for shelf in shelves for place in shelf.missing(digests)}
     if not missing:
         return 0

@@ -1,5 +1,6 @@
 """Feeds a model in training what is stored, and keeps what is not yet."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from hf_transfer_plugin.prefix_cache.filling import put
 from hf_transfer_plugin.prefix_cache.passage import Address, Catcher
 from hf_transfer_plugin.prefix_cache.proving import Place, cast, recheck_tolerance, worst_distance
 from hf_transfer_plugin.prefix_cache.stages import Stage
+
+logger = logging.getLogger(__name__)
 
 
 class Player:
@@ -55,7 +58,7 @@ class Player:
         addresses = dict.fromkeys(address for one in self._kept for address in one.cut.addresses)
         self._passage, self._catcher = stage.cut.passage(model, stage.shapes), Catcher(model, tuple(addresses))
         self._pending: Mapping[str, Any] | None = None
-        self._busy = False
+        self._busy, self._fresh, self._writes = False, True, True
         self._passage.install()
 
     def remove(self) -> None:
@@ -80,19 +83,25 @@ class Player:
         self._passage.release()
         self._pending = None
         if brought is None or brought["cut"] != self._shelves.current:
+            self._report["misses"] += self._model.training
             return
         shelf = self._stage.shelf
         if "0" not in brought:
             self._report["misses"] += 1
-            if self._stage.lazily or (self._stage.padded and not self._model.training):
+            if self._writes and (self._stage.lazily or (self._stage.padded and not self._model.training)):
                 self._catcher.open()
                 self._pending = brought
             return
         values = {address: brought[str(i)] for i, address in enumerate(shelf.addresses)}
         fed = {a: v for part in shelf.parts for a, v in cast(part, values).items()}
         self._report["hits"] += 1
-        if not self._recheck_every or self._report["hits"] % self._recheck_every or self._agrees(batch, fed, brought):
+        if not self._is_due(brought["digests"][0]) or self._agrees(batch, fed, brought):
             self._passage.feed(fed)
+
+    def _is_due(self, digest: bytes) -> bool:
+        """Whether a batch is computed again: the first of a stage, then some that their rows choose as by chance."""
+        first, self._fresh = self._fresh, False
+        return bool(self._recheck_every) and (first or int.from_bytes(digest[:8], "big") % self._recheck_every == 0)
 
     def after(self, *, failed: bool = False) -> None:
         """
@@ -124,7 +133,9 @@ class Player:
         try:
             put(shelves, values, brought["spans"], brought["digests"])
         except ValueError as error:
-            self._turn_off(str(error).rstrip("."))
+            # What is stored is read on.
+            self._writes, self._report["reason"] = False, str(error).rstrip(".")
+            logger.warning("Nothing more is stored: %s", error)
 
     def _agrees(self, batch: Mapping[str, Any], fed: Mapping[Address, torch.Tensor], brought: Any) -> bool:
         """Whether a batch that is computed again is what is stored; else the cache is off from here on."""

@@ -132,7 +132,7 @@ def prove_storage(
         raise CannotCacheError(f"{storage} rounds the activations by {error:.1e}, more than {ROUNDING[storage]:.1e}")
     with untouched(model), cut.passage(model).installed() as passage:
         # Of a padded and an unpadded call, modules below may be given other arguments: both are seen twice.
-        for some in (batches[0], batches[-1], on_device(collate(list(rows[:-1])), device)):
+        for some in (batches[0], batches[-1], on_device(collate(list(rows[:-1] or rows)), device)):
             passage.watch(some)
         _, live = passage.watch(whole)
         try:

@@ -82,7 +82,7 @@ def row_digests(
         `list[bytes]`: 16 bytes (xxh3_128) a row.
 
     Raises:
-        ValueError: If the batch holds no tensor with an entry for each row.
+        ValueError: If the batch holds no tensor with an entry for each row, or what cannot be told apart.
     """
     spans = row_spans(batch) if spans is None else spans
     tensors = {
@@ -105,7 +105,29 @@ def row_digests(
             row = array[at] if name in packed else array[i][at] if span is not None else array[i]
             hasher.update(head + str(row.shape).encode())
             hasher.update(np.ascontiguousarray(row).view(np.uint8).data if row.size else b"")
+    for name, value in sorted(batch.items()):
+        if name in tensors or (name in _UNSEEN and not with_labels) or value is None:
+            continue
+        each = isinstance(value, (list, tuple)) and len(value) == len(hashers)
+        for i, hasher in enumerate(hashers):
+            hasher.update(name.encode() + _written(name, value[i] if each else value))
     return [hasher.digest() for hasher in hashers]
+
+
+def _written(name: str, value: Any) -> bytes:
+    """Values that are no tensor with an entry a row, such as words, or boxes of images."""
+    if isinstance(value, torch.Tensor):
+        array = value.detach().cpu().contiguous()
+        return f"{array.dtype}|{tuple(array.shape)}".encode() + array.flatten().view(torch.uint8).numpy().tobytes()
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype}|{value.shape}".encode() + value.tobytes()
+    if isinstance(value, Mapping):
+        return b"".join(str(key).encode() + _written(name, one) for key, one in sorted(value.items()))
+    if isinstance(value, (list, tuple)):
+        return b"[" + b"|".join(_written(name, one) for one in value) + b"]"
+    if isinstance(value, (str, int, float, np.generic, type(None))):
+        return repr(value).encode()
+    raise ValueError(f"`{name}` holds {type(value).__name__}, of which nothing tells whether it is the same")
 
 
 def _packed(tensors: Mapping[str, torch.Tensor]) -> dict[str, Span]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from hf_transfer_plugin.layers.probe import untouched
 from hf_transfer_plugin.prefix_cache.collating import Shelf
 from hf_transfer_plugin.prefix_cache.cuts import CannotCacheError, Cut
 from hf_transfer_plugin.prefix_cache.describing import describe, weights_digest
@@ -16,7 +17,15 @@ from hf_transfer_plugin.prefix_cache.filling import forecast, row_lengths
 from hf_transfer_plugin.prefix_cache.finding import find_cut
 from hf_transfer_plugin.prefix_cache.folders import RESERVE
 from hf_transfer_plugin.prefix_cache.gains import catches_alike, skipped_share
-from hf_transfer_plugin.prefix_cache.proving import Place, on_device, prove_storage
+from hf_transfer_plugin.prefix_cache.passage import Catcher
+from hf_transfer_plugin.prefix_cache.proving import (
+    Place,
+    on_device,
+    prove_storage,
+    recheck_tolerance,
+    worst_distance,
+)
+from hf_transfer_plugin.prefix_cache.rows import row_digests, row_spans
 from hf_transfer_plugin.prefix_cache.shapes import OutputShapes
 from hf_transfer_plugin.prefix_cache.sizes import size_words
 from hf_transfer_plugin.prefix_cache.store import ActivationStore, store_folder
@@ -156,7 +165,30 @@ def make_stage(
     addresses = tuple(address for part in proof.parts for address in part.addresses)
     lazily = all(part.axis != "own" for part in proof.parts) and catches_alike(model, cut, learning, probes[0])
     shelf = Shelf(addresses, proof.parts, tuple(stores), tuple(sorted(proof.widths.items())))
+    _refuse_other(model, shelf, on_device(collate(list(rows)), place.device), place, keeping.storage)
     return Stage(replace(cut, addresses=addresses), shelf, share, proof.tokens, proof.error, lazily, proof.shapes)
+
+
+def _refuse_other(model: nn.Module, shelf: Shelf, batch: Mapping[str, Any], place: Place, storage: str) -> None:
+    """Weights and settings may be those of a store, and yet code that was changed may make other activations."""
+    spans = row_spans(batch)
+    stored = shelf.read(row_digests(batch, with_labels=True, spans=spans), spans)
+    if stored is None:
+        return
+    catcher = Catcher(model, shelf.addresses)
+    try:
+        with untouched(model):
+            made = catcher.run(batch, model)
+    finally:
+        catcher.remove()
+    held = {address: value.to(place.device) for address, value in zip(shelf.addresses, stored, strict=True)}
+    far = worst_distance(shelf.parts, made, held, spans)
+    if not far <= recheck_tolerance(model, place, storage):
+        folder = shelf.stores[0].folder
+        raise CannotCacheError(
+            f"what is stored in '{folder}' is not what the model makes now (off by {far:.1e}), as if its code had "
+            f"changed; `hf-transfer-plugin cache clear {folder.name}` clears it"
+        )
 
 
 def that_fit(
@@ -186,7 +218,8 @@ def that_fit(
         name: forecast(stage.shelf.parts, stage.tokens, keeping.storage, rows, lengths)
         for name, stage in stages.items()
     }
-    room = room_in(keeping.directory, keeping.budget)
+    held = sum(stage.nbytes for stage in stages.values())
+    room = room_in(keeping.directory, None if keeping.budget is None else max(0, keeping.budget - held))
     chosen, reasons = [], []
     for name in sorted(stages, key=lambda name: -steps[name] * stages[name].share / max(needs[name], 1)):
         more = max(0, needs[name] - stages[name].nbytes)

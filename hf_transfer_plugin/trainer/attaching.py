@@ -41,8 +41,6 @@ class _Attachment(FreezingCallback):
         super().__init__(schedule, **options)
         self._trainer, self._caching = trainer, None
         if cache is not None:
-            # What drops out is never the same twice.
-            self._calm_beneath = True
             self._caching = PrefixCaching(trainer, cache, schedule, keep_dropout=self.keep_dropout)
 
     def _check_flat(self) -> None:
@@ -71,6 +69,8 @@ class _Attachment(FreezingCallback):
         if self._caching is not None:
             self.groups = fitting_groups(self.groups, trained_model(kwargs))
             self._caching.begin(state, trained_model(kwargs), self.groups, kwargs["train_dataloader"])
+            # What drops out is never the same twice.
+            self._calm_beneath = self._caching.cache.report["used"]
         super().on_train_begin(args, state, control, **kwargs)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -82,6 +82,11 @@ class _Attachment(FreezingCallback):
         super()._apply(learning, state, model)
         if self._caching is not None:
             self._caching.follow(state, learning)
+
+    def let_go(self) -> None:
+        """Lets `model.train()` reach every module again, where training broke off too."""
+        if self._still is not None:
+            self._still.release()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Leaves model and Trainer ready for a second `train()`, with optimizer, scheduler and wrapper made anew."""
@@ -195,7 +200,7 @@ def _install(trainer: Trainer, attachment: _Attachment, groups: LayerGroups) -> 
     if encodes_prompts(trainer.model):
         ours.append(PromptEncoderCallback())
     callbacks[place:place] = ours
-    _check_every_resume(trainer)
+    _check_every_resume(trainer, attachment)
 
 
 def _as_found(model: nn.Module) -> FreezingPolicy:
@@ -232,7 +237,7 @@ def _make_every_model_ready(trainer: Trainer, attachment: _Attachment) -> None:
     trainer.call_model_init = ready
 
 
-def _check_every_resume(trainer: Trainer) -> None:
+def _check_every_resume(trainer: Trainer, attachment: _Attachment) -> None:
     """Checkpoints are read before any callback is called, so the check stands in front of this Trainer's `train`."""
     train = trainer.train
 
@@ -242,6 +247,9 @@ def _check_every_resume(trainer: Trainer) -> None:
         for callback in trainer.callback_handler.callbacks:
             if isinstance(callback, BesideCheckpoint):
                 callback.resumed_from = checkpoint
-        return train(resume_from_checkpoint, *args, **kwargs)
+        try:
+            return train(resume_from_checkpoint, *args, **kwargs)
+        finally:
+            attachment.let_go()
 
     trainer.train = checked

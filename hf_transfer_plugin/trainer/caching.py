@@ -9,10 +9,12 @@ from torch import nn
 from torch.utils.data import IterableDataset
 from transformers import Trainer
 
+from hf_transfer_plugin.callbacks.agreement import uses_reentrant
 from hf_transfer_plugin.callbacks.ranks import anywhere, together
 from hf_transfer_plugin.planning import phase_starts
 from hf_transfer_plugin.prefix_cache import FrozenPrefixCache
 from hf_transfer_plugin.prefix_cache.collating import KEY, SeededViews, kept_random
+from hf_transfer_plugin.prefix_cache.cuts import CannotCacheError
 from hf_transfer_plugin.prefix_cache.filling import row_lengths
 from hf_transfer_plugin.prefix_cache.rows import row_digests, row_spans
 from hf_transfer_plugin.schedules import LinearProbeThenFineTune
@@ -164,18 +166,31 @@ class PrefixCaching:
                 return reasons[0] if reasons else "another process cannot use it"
             if sum(steps for _, steps in used) * self._rows_a_step() < len(dataset):
                 return _TOO_SHORT
-            together(
-                lambda: cache.fill_ahead(
-                    used,
-                    dataset,
-                    collate,
-                    batch_size=args.train_batch_size,
-                    share=(args.process_index, args.world_size),
-                    workers=args.dataloader_num_workers,
-                )
-            )
+            reason = together(lambda: self._why_not_stored(used))
+            if anywhere(reason is not None, args.device):
+                for learning, _ in used:
+                    cache.drop(learning)
+                return reason or "another process cannot store its rows"
             self._drop_what_others_lack(used)
         return None if any(cache.has(learning) for learning, _ in used) else cache.report["reason"]
+
+    def _why_not_stored(self, phases: Phases) -> str | None:
+        """Stores the rows; else why they cannot be."""
+        args = self.trainer.args
+        assert self._data is not None
+        dataset, collate, _ = self._data
+        try:
+            self.cache.fill_ahead(
+                phases,
+                dataset,
+                collate,
+                batch_size=args.train_batch_size,
+                share=(args.process_index, args.world_size),
+                workers=args.dataloader_num_workers,
+            )
+        except CannotCacheError as error:
+            return str(error)
+        return None
 
     def follow(self, state: Any, learning: frozenset[str]) -> None:
         """
@@ -187,9 +202,11 @@ class PrefixCaching:
             learning (`frozenset[str]`):
                 Names of the parameters that learn from now on.
         """
-        if self._data is not None and self.cache.report["used"]:
+        if self._data is not None:
             self.cache.forget(learning)
-            if not self.cache.knows(learning):
+            # Asked together, and before one process goes on alone: it may have gone off here and not elsewhere.
+            unknown = not self.cache.knows(learning)
+            if unknown and not anywhere(not self.cache.report["used"], self.trainer.args.device):
                 # As it is now, the model must run itself.
                 self.cache.rest()
                 self._find_and_fill([(learning, self._steps_of(state, learning))])
@@ -244,6 +261,7 @@ def _refusal(trainer: Trainer, model: nn.Module, loader: Any, *, keep_dropout: b
         return next((name for part in parts for name in names if getattr(part, name, None)), None)
 
     dropped = set_to("layerdrop", "encoder_layerdrop", "decoder_layerdrop")
+    handed = set_to("output_hidden_states", "output_attentions")
     masked = set_to("apply_spec_augment") and set_to("mask_time_prob", "mask_feature_prob")
     data = loader.dataset
     reasons = {
@@ -253,6 +271,10 @@ def _refusal(trainer: Trainer, model: nn.Module, loader: Any, *, keep_dropout: b
         "`torch_compile` makes one program of the whole model": args.torch_compile,
         "FSDP and DeepSpeed divide the frozen layers": trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled,
         "several devices of one process (`DataParallel`) share no activations; use torchrun": args.n_gpu > 1,
+        f"`config.{handed}` hands on what the skipped layers would make; set it to False": handed is not None,
+        "reentrant checkpointing differentiates a block only if its inputs are; use `use_reentrant=False`": (
+            bool(args.activation_checkpointing) and uses_reentrant(args)
+        ),
         f"`config.{dropped}` leaves out layers at random; set it to 0": dropped is not None,
         "SpecAugment masks what the frozen layers see; set `config.apply_spec_augment` to False": bool(masked),
     }
