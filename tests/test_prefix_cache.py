@@ -50,6 +50,7 @@ from tests.test_prefix_cache_exactness import (
 )
 from tests.tiny_prefixes import BERTISH, wav2vec2
 
+pytestmark = pytest.mark.slow
 STEPS = EPOCHS * ROWS // BATCH
 
 

@@ -17,6 +17,7 @@ from hf_transfer_plugin.record import TransferRecord
 from tests.test_hub import record
 from tests.test_recipes import arguments, assert_same_weights, save, weights
 
+pytestmark = pytest.mark.slow
 FREEZE = {"name": "freeze-first", "k": 3}
 STRATEGIES = {  # what is cached, the modules that are fed, one after the other
     "feature-extraction": ("feature-extraction", ["bert.pooler.dense"]),

@@ -88,7 +88,9 @@ def still_modules(model: nn.Module, learning: frozenset[str]) -> list[nn.Module]
             chosen.append(module)
             return True
         for child in module.children() if names else ():
-            frozen_before = visit(child, frozen_before)
+            # The dropout of an adapter follows the layer that it adapts, and is the adapter's own.
+            adapted = child is getattr(module, "base_layer", None)
+            frozen_before = visit(child, frozen_before) and not adapted
         return bool(names) and names[-1] not in learning
 
     visit(model, False)
