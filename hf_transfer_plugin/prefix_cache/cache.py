@@ -46,7 +46,7 @@ class FrozenPrefixCache:
         views (`int`, *optional*, defaults to 1):
             Views of each row that random augmentation of the dataset makes; they are drawn once and kept.
         recheck_every (`int`, *optional*, defaults to 500):
-            Batches after which one is computed again and compared; 0 never does.
+            The first batch at each cut and, as by chance, one of so many are computed again and compared; 0 never.
 
     Raises:
         ValueError: If an argument is out of range.

@@ -194,7 +194,7 @@ class _Prover:
         for probe, (caught, _) in zip(self.probes, lives, strict=False):
             passage.feed(values, noise=True)
             seen: list[Any] = []
-            handle = passage._modules[cut.fed].register_forward_pre_hook(_keeping(seen), with_kwargs=True)
+            handle = passage.modules[cut.fed].register_forward_pre_hook(_keeping(seen), with_kwargs=True)
             try:
                 self.model(**probe)
             except _SeenError:

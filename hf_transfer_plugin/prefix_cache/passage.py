@@ -59,7 +59,7 @@ class Passage:
         shapes: Mapping[str, OutputShapes] | None = None,
     ) -> None:
         self.model, self.fed, self.skipped, self._repeated = model, fed, tuple(skipped), repeated
-        self._modules = {name: model.get_submodule(name) for name in (*skipped, fed)}
+        self.modules = {name: model.get_submodule(name) for name in (*skipped, fed)}
         self.shapes = {name: OutputShapes() for name in skipped} if shapes is None else shapes
         self._handles: list[Any] = []
         self._own: dict[str, Any] = {}
@@ -72,10 +72,10 @@ class Passage:
     def install(self) -> None:
         """Puts the hands on; nothing changes until `feeding` or `catching`."""
         for name in self.skipped:
-            module = self._modules[name]
+            module = self.modules[name]
             self._own[name] = module.__dict__.get("forward")
             module.forward = OwnForward(module, self._skipping(name, module.forward))
-        fed = self._modules[self.fed]
+        fed = self.modules[self.fed]
         self._handles.append(fed.register_forward_pre_hook(OwnHook(self._feed), with_kwargs=True))
 
     def remove(self) -> None:
@@ -83,7 +83,7 @@ class Passage:
         for handle in self._handles:
             handle.remove()
         for name, own in self._own.items():
-            module = self._modules[name]
+            module = self.modules[name]
             module.__dict__.pop("forward")
             if own is not None:
                 module.forward = own

@@ -35,7 +35,7 @@ class Player:
         place (`Place`):
             Where and in which precision the model runs.
         recheck_every (`int`):
-            Batches after which one is computed again; 0 never does.
+            The first batch and, as by chance, one of so many are computed again; 0 never.
         turn_off (`Callable[[str], None]`):
             Takes a reason to go on without the cache.
     """
