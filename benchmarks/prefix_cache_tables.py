@@ -24,15 +24,12 @@ class Ratio(NamedTuple):
 RATIOS = (
     Ratio("head only, 10 epochs, against plain frozen", "head-10", ("head-10", "plain"), 8),
     Ratio("the same, against the prefix in eval", "head-10", ("head-10", "eval")),
-    Ratio("the same, against full but for the embeddings", "head-10", ("full-but-embeddings", "plain")),
-    Ratio("the same, against full", "head-10", ("full", "plain")),
+    Ratio("the same, against full (2 epochs, times 5)", "head-10", ("full", "plain"), None, "seconds", 5),
     Ratio("head only, 30 epochs, against plain frozen", "head-30", ("head-30", "plain"), 20),
-    Ratio("the same, against the prefix in eval", "head-30", ("head-30", "eval")),
-    Ratio("the same, against full (of 10 epochs, times 3)", "head-30", ("full", "plain"), None, "seconds", 3),
+    Ratio("the same, against full (2 epochs, times 15)", "head-30", ("full", "plain"), None, "seconds", 15),
     Ratio("top 2 of 6 layers, 10 epochs, against plain frozen", "top", ("top", "plain"), 1.5),
     Ratio("the same, against the prefix in eval", "top", ("top", "eval")),
-    Ratio("the same, against full but for the embeddings", "top", ("full-but-embeddings", "plain")),
-    Ratio("the same, against full", "top", ("full", "plain")),
+    Ratio("the same, against full (2 epochs, times 5)", "top", ("full", "plain"), None, "seconds", 5),
     Ratio(
         "the same, a step after the fill against full but for the embeddings (limit 3)", "top",
         ("full-but-embeddings", "plain"), 0.9 * LIMIT, "ms_a_step",
