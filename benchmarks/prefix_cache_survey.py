@@ -43,7 +43,7 @@ PADDING_SEEN = "what it computes for a text depends on the padding behind it"
 EXPLAINED = {
     **dict.fromkeys(("xlnet", "fsmt"), "its layers take the rows in the second dimension"),
     **dict.fromkeys(("musicgen", "musicgen_melody"), "its rows are four codebooks each"),
-    **dict.fromkeys(("instructblip", "instructblipvideo"), "the dummy text has no place for the image"),
+    "instructblipvideo": "the dummy text has no place for the video",
     "rf_detr": "its layers take windows of images, not images",
     "rwkv": "in eval mode it rescales its weights while it runs",
     "longt5": "the position bias that it hands on holds -1e10 for masked places",

@@ -179,6 +179,8 @@ def _features(model: nn.Module, side: str, chosen: Inputs) -> int:
         return 0
     kind = ("pixel", "image", "spatial") if side == "image" else ("input_", "feature_")
     given = {k: v for k, v in chosen.items() if k.startswith(kind)}
+    if "qformer_input_ids" in inspect.signature(measure).parameters:
+        given["qformer_input_ids"] = _question()
     try:
         with torch.no_grad():
             found = measure(**given)
@@ -187,6 +189,11 @@ def _features(model: nn.Module, side: str, chosen: Inputs) -> int:
     found = getattr(found, "pooler_output", found)
     width = setting(model.config.get_text_config(), "hidden_size", "d_model", "n_embd", default=1)
     return sum(t.numel() for t in _tensors(found)) // width
+
+
+def _question() -> torch.Tensor:
+    """What a model with a querying transformer asks its image."""
+    return torch.arange(4)[None] + 5
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:
@@ -209,7 +216,7 @@ def _with_extras(model: nn.Module, accepted: set[str], inputs: Inputs) -> Inputs
         "visual_pos": lambda: noise(1, 4, model.config.visual_pos_dim),
         "entity_ids": lambda: torch.tensor([[1, 2]]),
         "entity_position_ids": lambda: torch.tensor([[[1, 2], [3, 4]]]),
-        "qformer_input_ids": lambda: torch.arange(4)[None] + 5,
+        "qformer_input_ids": _question,
     }
     places = setting(model.config, "latent_query_num", default=0)
     extras["image_embeds_position_mask"] = lambda: (torch.arange(length) < places).long()[None]
