@@ -11,22 +11,22 @@ RECORD_NAME = "transfer_record.json"
 RECORD_VERSION = 1
 
 
-def write_atomically(path: str | Path, text: str) -> None:
+def write_atomically(path: str | Path, content: str | bytes) -> None:
     """
-    Writes a text file so that readers see the old content or the new one, never a half.
+    Writes a file so that readers see the old content or the new one, never a half.
 
     Args:
         path (`str` or `Path`):
             The file; its folder is created where it is missing.
-        text (`str`):
-            The content.
+        content (`str` or `bytes`):
+            What it shall hold; text as UTF-8.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)

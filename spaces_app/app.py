@@ -126,7 +126,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if demo is None:
             raise DemoError(f"There is no demo for {settings.task} ({settings.form or 'no problem type'}).")
         model = options.model or settings.model
-        page = build(settings, demo, load(settings, model, demo.auto_class, options.base), model)
+        loaded = load(settings, model, demo.auto_class, options.base, demo.processor)
+        page = build(settings, demo, loaded, model)
     except DemoError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

@@ -152,7 +152,7 @@ def test_unknown_format_is_told(tmp_path):
 
 def test_folder_without_data_is_told(tmp_path):
     (tmp_path / "notes.md").write_text("x")
-    with pytest.raises(ValueError, match="`dataset` is a folder without .csv, .* files: .*Name the files after"):
+    with pytest.raises(ValueError, match="`dataset` is a folder without .csv, .* files, images or sounds: .*Name the files after"):
         load_splits(config(tmp_path))
 
 

@@ -1,12 +1,10 @@
 """What a run is asked to do, as plain values; imports no strategy and no torch."""
 
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from functools import partial
 from typing import Any
 
-from hf_transfer_plugin.config.faults import ConfigError, gather
+from hf_transfer_plugin.config.faults import ConfigError
 from hf_transfer_plugin.config.names import (
     ADAPTER_NAMES,
     ADAPTER_OUTPUTS,
@@ -16,6 +14,7 @@ from hf_transfer_plugin.config.names import (
     STRATEGY_NAMES,
     TASK_NAMES,
 )
+from hf_transfer_plugin.config.problems import problems_of
 from hf_transfer_plugin.config.reading import parse_adapter, parse_spec
 
 # Meant as a switch, and no folder's name.
@@ -32,8 +31,9 @@ class TransferConfig:
         model (`str`):
             Pretrained model: a Hub id or a local folder.
         dataset (`str`):
-            A Hub id, a CSV/TSV/JSON/Parquet file, a folder of such files named after their splits, or a folder written
-            by `Dataset.save_to_disk`.
+            A Hub id, a CSV/TSV/JSON/Parquet file, a folder of such files named after their splits, a folder of images
+            or sounds (one folder inside for each class, or a metadata file; see ImageFolder of datasets), or a folder
+            written by `Dataset.save_to_disk`.
         task (`str`, *optional*, defaults to `"text-classification"`):
             What the model shall do, named as the Hub's pipeline tags.
         strategy (`str` or `dict`, *optional*):
@@ -58,6 +58,9 @@ class TransferConfig:
             Store what the frozen layers make of each row, so that later epochs and runs read it: `"auto"` in the
             default folder of [`FrozenPrefixCache`], or in the folder that is named. It takes disk, and its 16 bits
             round; beneath adapters the frozen layers then drop nothing out.
+        sort_micro_batches (`bool`, *optional*, defaults to `False`):
+            Sort the rows of each optimizer step by length before they are cut into micro-batches; see [`attach`]. They
+            are then drawn at random, instead of grouped by length, unless somebody chose otherwise.
         base_model_id (`str`, *optional*):
             Hub id that the card names as the base model, where `model` is a local folder.
         model_revision (`str`, *optional*):
@@ -77,6 +80,8 @@ class TransferConfig:
             before the end.
         max_train_samples (`int`, *optional*):
             Learn from that many rows only, drawn stratified by label with the run's seed.
+        skip_unreadable (`bool`, *optional*, defaults to `False`):
+            Go on without images and sounds that cannot be opened; the record counts them.
         text_column (`str`, *optional*):
             Column of the text. Guessed where it is not given.
         text_pair_column (`str`, *optional*):
@@ -91,6 +96,10 @@ class TransferConfig:
             Column of the text that holds the answer.
         answers_column (`str`, *optional*):
             Column of the answers: `{"text": [...], "answer_start": [...]}` as in SQuAD, or the answer as text.
+        image_column (`str`, *optional*):
+            Column of the image: files, their paths or their bytes. Guessed where it is not given.
+        audio_column (`str`, *optional*):
+            Column of the sound, in the same forms. Guessed where it is not given.
         messages_column (`str`, *optional*):
             Column of conversations: lists of `{"role": ..., "content": ...}`.
         class_names (`list[str]`, *optional*):
@@ -170,6 +179,9 @@ class TransferConfig:
         default="off",
         metadata={"help": "Store what frozen layers make of each row, for later epochs: auto, off, or a folder."},
     )
+    sort_micro_batches: bool = field(
+        default=False, metadata={"help": "Sort the rows of each optimizer step by length, to pad less."}
+    )
     base_model_id: str | None = field(default=None, metadata={"help": "Hub id of a local base model, for the card."})
     model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
@@ -179,6 +191,7 @@ class TransferConfig:
     test_split: str = field(default="test", metadata={"help": "Split that is touched once, at the end."})
     validation_fraction: float = field(default=0.1, metadata={"help": "Held out of train without a validation split."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Learn from that many rows only."})
+    skip_unreadable: bool = field(default=False, metadata={"help": "Go on without files that cannot be opened."})
     text_column: str | None = field(default=None, metadata={"help": "Column of the text."})
     text_pair_column: str | None = field(default=None, metadata={"help": "Column of the second text, for pairs."})
     label_column: str | None = field(default=None, metadata={"help": "Column of the label."})
@@ -186,6 +199,8 @@ class TransferConfig:
     question_column: str | None = field(default=None, metadata={"help": "Column of the question."})
     context_column: str | None = field(default=None, metadata={"help": "Column of the text that holds the answer."})
     answers_column: str | None = field(default=None, metadata={"help": "Column of the answers, as in SQuAD."})
+    image_column: str | None = field(default=None, metadata={"help": "Column of the image."})
+    audio_column: str | None = field(default=None, metadata={"help": "Column of the sound."})
     messages_column: str | None = field(default=None, metadata={"help": "Column of conversations."})
     class_names: list[str] | None = field(
         default=None, metadata={"help": "Class names in the order of their numbers."}
@@ -216,53 +231,15 @@ class TransferConfig:
         if self.prefix_cache is False:
             # What YAML makes of `off`.
             object.__setattr__(self, "prefix_cache", "off")
-        problems = [
-            *self._name_problems(),
-            *self._spec_problems(),
-            *self._number_problems(),
-            *self._cache_problems(),
-        ]
+        problems = list(problems_of(self))
         if problems:
             raise ConfigError(problems)
 
-    def _name_problems(self) -> Iterable[str]:
-        for name in ("model", "dataset"):
-            value = getattr(self, name)
-            if not isinstance(value, str) or not value.strip():
-                yield f"`{name}` must be a Hub id or a path, but got {value!r}."
-        choices = {
-            "task": TASK_NAMES,
-            "problem_type": (*PROBLEM_TYPES, None),
-            "adapter_output": ADAPTER_OUTPUTS,
-            "base_precision": (*BASE_PRECISIONS, None),
-        }
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                listed = ", ".join(value for value in known if value is not None)
-                yield f"`{name}` must be one of {listed}, but got {getattr(self, name)!r}."
-        if self.prompt is not None and "{text}" not in self.prompt:
-            yield f"`prompt` must hold {{text}}, the place of the text, but got {self.prompt!r}."
-        if not isinstance(self.trust_remote_code, bool):
-            yield f"`trust_remote_code` must be true or false, but got {self.trust_remote_code!r}."
-        names = self.class_names
-        if names is not None and not _different_names(names):
-            yield f"`class_names` must be at least two different names, as text, but got {names!r}."
-
-    def _spec_problems(self) -> Iterable[str]:
-        known = {"strategy": (*STRATEGY_NAMES, *ADAPTER_NAMES), "learning_rates": LEARNING_RATE_NAMES}
-        given = [(flag, getattr(self, flag)) for flag in known if getattr(self, flag) is not None]
-        checks = [partial(parse_spec, value, known[flag], flag) for flag, value in given]
-        try:
-            gather(*checks, lambda: self.adapter is None or parse_adapter(self.adapter, ADAPTER_NAMES))
-        except ConfigError as error:
-            yield from error.problems
-            return
-        if self.adapter is not None and self._names_adapter():
-            yield "`strategy` and `adapter` both name an adapter. Name it in `adapter`."
-        if self.adapter_spec is None and self.adapter_output != "adapter":
-            yield f"`adapter_output` is {self.adapter_output!r}, but there is no `adapter`. Leave it out."
-
-    def _names_adapter(self) -> bool:
+    def names_adapter(self) -> bool:
+        """
+        Returns:
+            `bool`: Whether `strategy` names an adapter.
+        """
         known = (*STRATEGY_NAMES, *ADAPTER_NAMES)
         return self.strategy is not None and parse_spec(self.strategy, known, "strategy")["name"] in ADAPTER_NAMES
 
@@ -272,33 +249,8 @@ class TransferConfig:
         Returns:
             `dict` or `None`: The adapter as JSON values, from `adapter` or `strategy`.
         """
-        value = self.strategy if self._names_adapter() else self.adapter
+        value = self.strategy if self.names_adapter() else self.adapter
         return None if value is None else parse_adapter(value, ADAPTER_NAMES)
-
-    def _number_problems(self) -> Iterable[str]:
-        if not isinstance(self.validation_fraction, (int, float)) or not 0 <= self.validation_fraction < 1:
-            yield f"`validation_fraction` must be at least 0 and below 1, but got {self.validation_fraction!r}."
-        if not isinstance(self.mlm_probability, (int, float)) or not 0 < self.mlm_probability < 1:
-            yield f"`mlm_probability` must lie between 0 and 1, but got {self.mlm_probability!r}."
-        if not isinstance(self.demo_examples, int) or isinstance(self.demo_examples, bool) or self.demo_examples < 0:
-            yield f"`demo_examples` must be a whole number of at least 0, but got {self.demo_examples!r}."
-        for name in ("max_train_samples", "max_length", "max_target_length", "stride", "early_stopping_patience"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                yield f"`{name}` must be a whole number of at least 1, but got {value!r}."
-
-    def _cache_problems(self) -> Iterable[str]:
-        value = self.prefix_cache
-        if value in ("auto", "off"):
-            return
-        if not isinstance(value, str) or not value.strip() or value.lower() in _NO_FOLDERS:
-            yield f"`prefix_cache` must be auto, off or a folder, but got {value!r}. Use auto for the default folder."
-            return
-        there = os.path.abspath(os.path.expanduser(value))
-        while not os.path.lexists(there):
-            there = os.path.dirname(there)
-        if not os.path.isdir(there):
-            yield f"`prefix_cache` must be auto, off or a folder, but {there!r} is no folder. Name another folder."
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TransferConfig":
@@ -333,8 +285,3 @@ class TransferConfig:
         if self.adapter is not None and not isinstance(self.adapter, str):
             given["adapter"] = self.adapter_spec
         return given
-
-
-def _different_names(names: Any) -> bool:
-    listed = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
-    return listed and len(set(names)) == len(names) > 1

@@ -27,6 +27,7 @@ from hf_transfer_plugin.hub.facts import (
     overlong_words,
     phase_rows,
 )
+from hf_transfer_plugin.hub.samples import SampleFile, with_files
 from hf_transfer_plugin.hub.snippets import getting_started
 from hf_transfer_plugin.record import TransferRecord, write_atomically
 
@@ -83,11 +84,13 @@ def escape(text: Any) -> str:
 
     Args:
         text (`Any`):
-            A class name, a column, a dataset's name.
+            A class name, a column, a dataset's name, or an image of the record.
 
     Returns:
-        `str`: One line without markup.
+        `str`: One line without markup; of an image or a sound what shows it.
     """
+    if isinstance(text, SampleFile):
+        return text.markdown
     line = " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _SPECIAL.sub(r"\\\1", line)
 
@@ -106,7 +109,7 @@ def render_card(
         record (`TransferRecord`):
             The record.
         path (`str` or `Path`, *optional*):
-            Also write it there, atomically.
+            Also write it there, atomically, and the images and sounds of its rows beside it.
         model (`str`, *optional*, defaults to `"."`):
             What the code on the card loads: the repository, or the folder that the card lies in.
         adapter (`Mapping[str, Any]`, *optional*):
@@ -123,6 +126,7 @@ def render_card(
         autoescape=False,  # noqa: S701  Markdown is escaped by the filter `text`
     )
     folder = _folder(record, path)
+    record, files = with_files(record)
     adapted = adapter is not None or is_adapter(record, folder)
     environment.globals["zip"] = zip
     environment.filters["text"] = escape
@@ -153,6 +157,8 @@ def render_card(
     metadata = _metadata(record).to_dict() | (_adapted(record, adapter or {}) if adapted else {})
     card = f"---\n{ModelCardData(**metadata).to_yaml()}\n---\n{body}"
     if path is not None:
+        for name, content in files.items():
+            write_atomically(Path(path).parent / name, content)
         write_atomically(path, card)
     return card
 

@@ -20,6 +20,7 @@ from hf_transfer_plugin._optional import require
 from hf_transfer_plugin.hub.adapter_facts import ADAPTER
 from hf_transfer_plugin.hub.card import MEASURES, TEMPLATES, escape
 from hf_transfer_plugin.hub.facts import baseline_rows
+from hf_transfer_plugin.hub.samples import with_files
 from hf_transfer_plugin.record import TransferRecord, write_atomically
 
 SPACE = TEMPLATES / "space"
@@ -76,12 +77,16 @@ def render_space(record: TransferRecord, folder: str | Path, model: str, *, titl
     >>> render_space(TransferRecord.load("quickstart-run"), "space", "me/minilm-reviews")
     ```
     """
+    record, files = with_files(record)
     settings = _settings(record, model, title)
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"`folder` must be a folder to write the Space to, but {str(folder)!r} is a file.")
     for module in sorted(SPACE.glob("*.py")):
         write_atomically(folder / module.name, module.read_bytes().decode())
+    for name, content in files.items():
+        if name in {value for row in settings["examples"] for value in row.values() if isinstance(value, str)}:
+            write_atomically(folder / name, content)
     write_atomically(folder / "README.md", _readme(record, settings))
     write_atomically(folder / "requirements.txt", _requirements(record))
     write_atomically(folder / "demo.json", json.dumps(settings, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

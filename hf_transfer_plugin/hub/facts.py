@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from hf_transfer_plugin.hub.samples import SampleFile
 from hf_transfer_plugin.record import TransferRecord
 
 FEW_ROWS = 300
@@ -111,13 +112,15 @@ def shown(value: Any, joint: str = " ") -> str:
 
     Args:
         value (`Any`):
-            A text, a number, a list of words or names, or a conversation.
+            A text, a number, a list of words or names, a conversation, or the path of an image or a sound.
         joint (`str`, *optional*, defaults to a space):
             What stands between the parts of a list.
 
     Returns:
         `str`: At most 320 characters.
     """
+    if isinstance(value, SampleFile):
+        return value
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, list):

@@ -11,6 +11,7 @@ from typing import Any
 from hf_transfer_plugin.hub.adapter_checks import is_path, prepare_adapter
 from hf_transfer_plugin.hub.adapter_facts import ADAPTER, ADAPTER_WEIGHTS, WHOLE
 from hf_transfer_plugin.hub.card import render_card
+from hf_transfer_plugin.hub.samples import SAMPLES, SUFFIXES
 from hf_transfer_plugin.record import RECORD_NAME, TransferRecord
 
 WEIGHTS = (*WHOLE, ADAPTER_WEIGHTS)
@@ -36,8 +37,8 @@ ALLOWED = (
     RECORD_NAME,
     "*.png",
 )
-# Written by training for itself; nobody misses them on the Hub.
-OWN = ("README.md", "transfer_config.json", "checkpoint-*", "incomplete-checkpoint-*")
+# Written by training for itself, or anew for the Hub; nobody misses them there.
+OWN = ("README.md", "transfer_config.json", "checkpoint-*", "incomplete-checkpoint-*", SAMPLES)
 SECRETS = {
     "a Hugging Face token": re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{30,}"),
     "a GitHub token": re.compile(r"\b(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{50,})"),
@@ -47,6 +48,7 @@ SECRETS = {
 # Where JSON holds what the data says.
 DATA = ("examples", "errors", "samples", "class_names", "per_class", "id2label", "label2id", "vocab")
 HEADER = 8
+PICTURES = (".png", *SUFFIXES.values())
 
 
 def build_folder(record: TransferRecord, folder: Path, repo: str) -> list[str]:
@@ -121,7 +123,7 @@ def search(folder: Path) -> None:
 
 def _text(path: Path) -> str:
     """What a file says: of weights only the header."""
-    if path.suffix == ".png":
+    if path.suffix in PICTURES:
         return ""
     if path.suffix != ".safetensors":
         return path.read_text(encoding="utf-8", errors="replace")

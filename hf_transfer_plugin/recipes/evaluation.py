@@ -22,6 +22,8 @@ from hf_transfer_plugin.record import TransferRecord, write_atomically
 from hf_transfer_plugin.tasks import TASKS, Outcome, TaskData, load_splits
 
 FORMATS = (".jsonl", ".csv")
+# Arguments of a task that hold for measuring, too.
+EVALUATING = ("per_device_eval_batch_size", "train_sampling_strategy", "remove_unused_columns")
 
 
 def evaluate_run(
@@ -139,11 +141,11 @@ def _predict(
     config = TransferConfig(model=str(folder), dataset=dataset, task=record.task)
     processor = load_processor(config)
     model = load_run_model(folder, record, processor=processor, base=base)
-    size = batch_size or task.arguments.get("per_device_eval_batch_size", 64)
+    known = {"per_device_eval_batch_size": 64, "train_sampling_strategy": "group_by_length"} | task.arguments
+    chosen_arguments = {name: known[name] for name in EVALUATING if name in known}
     args = TrainingArguments(
         output_dir=str(folder),
-        per_device_eval_batch_size=size,
-        train_sampling_strategy="group_by_length",
+        **chosen_arguments | ({"per_device_eval_batch_size": batch_size} if batch_size else {}),
         report_to="none",
         dataloader_pin_memory=False,
     )

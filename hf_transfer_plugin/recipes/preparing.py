@@ -43,6 +43,7 @@ OPTIONS = (
     "stride",
     "packing",
     "mlm_probability",
+    "skip_unreadable",
 )
 
 
@@ -111,7 +112,7 @@ def prepare(
         ValueError: For anything that is wrong.
     """
     task, loaded = TASKS[config.task], splits is None
-    args = with_defaults(args, explicit, task, config.adapter_spec)
+    args = with_defaults(args, explicit, task, config.adapter_spec, sort_micro_batches=config.sort_micro_batches)
     in_turn(lambda: pull_run(config, args))
     strategy, rates = together(lambda: _check(config, args, task))
     found = in_turn(lambda: load_splits(config)) if splits is None else splits
@@ -206,7 +207,7 @@ def set_up(task: Task, model: Any, processor: Any, data: TaskData, args: Trainin
 
 def encode_rows(task: Task, data: TaskData, processor: Any, length: int, model: nn.Module) -> tuple[DatasetDict, int]:
     """
-    Encodes the rows, and adds their lengths, by which Trainer groups them.
+    Encodes the rows, and adds the lengths of texts, by which Trainer groups them.
 
     Args:
         task (`Task`):
@@ -225,7 +226,7 @@ def encode_rows(task: Task, data: TaskData, processor: Any, length: int, model: 
     """
     encoded, overlong = task.encode(data, processor, length, model.config)
     for split, rows in encoded.items():
-        if "length" not in rows.column_names:
+        if "input_ids" in rows.column_names and "length" not in rows.column_names:
             encoded[split] = rows.add_column("length", [len(ids) for ids in rows["input_ids"]])
     return encoded, overlong
 

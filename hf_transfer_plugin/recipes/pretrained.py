@@ -15,23 +15,25 @@ from hf_transfer_plugin.tasks import TASKS, Task, TaskData
 
 def load_processor(config: TransferConfig) -> Any:
     """
-    Loads the tokenizer.
+    Loads what prepares the inputs of the task: a tokenizer, an image processor, a feature extractor, or all in one.
 
     Args:
         config (`TransferConfig`):
-            Names the model.
+            Names the model and the task.
 
     Returns:
-        `PreTrainedTokenizerBase`: The tokenizer, with a padding token.
+        `ProcessorMixin` or `PreTrainedTokenizerBase` or `BaseImageProcessor` or `SequenceFeatureExtractor`: It; a
+        tokenizer has a padding token.
 
     Raises:
         ValueError: If it cannot be loaded.
     """
-    processor = _load(transformers.AutoTokenizer, config)
-    if processor.pad_token is None:
-        if processor.eos_token is None:
+    processor = _load(getattr(transformers, TASKS[config.task].processor), config)
+    tokenizer = getattr(processor, "tokenizer", processor)
+    if getattr(tokenizer, "pad_token", "") is None:
+        if tokenizer.eos_token is None:
             raise ValueError(f"The tokenizer of {config.model!r} has neither a padding nor an end token to pad with.")
-        processor.pad_token = processor.eos_token
+        tokenizer.pad_token = tokenizer.eos_token
     return processor
 
 
@@ -48,8 +50,8 @@ def load_model(
             Names the auto class.
         data (`TaskData`):
             Names the classes.
-        processor (`PreTrainedTokenizerBase`):
-            Its padding token goes into the model's config.
+        processor (`Any`):
+            The padding token of its tokenizer goes into the model's config.
         args (`TrainingArguments`, *optional*):
             Name the device on which weights are quantised.
 
@@ -76,8 +78,9 @@ def load_model(
     else:
         settings |= loading_settings(config.base_precision)
     model, info = _load(auto, config, ignore_mismatched_sizes=True, output_loading_info=True, **settings)
-    if getattr(model.config, "pad_token_id", None) is None:
-        model.config.pad_token_id = processor.pad_token_id
+    tokenizer = getattr(processor, "tokenizer", processor)
+    if getattr(model.config, "pad_token_id", None) is None and hasattr(tokenizer, "pad_token_id"):
+        model.config.pad_token_id = tokenizer.pad_token_id
     keep_gradients(model)
     mismatched = (entry[0] if isinstance(entry, (tuple, list)) else entry for entry in info["mismatched_keys"])
     return model, frozenset({*info["missing_keys"], *mismatched})
@@ -161,7 +164,7 @@ def readable_length(config: TransferConfig, processor: Any, model: nn.Module, *,
     Args:
         config (`TransferConfig`):
             May set it.
-        processor (`PreTrainedTokenizerBase`):
+        processor (`Any`):
             May know it.
         model (`nn.Module`):
             May know it.
@@ -176,7 +179,8 @@ def readable_length(config: TransferConfig, processor: Any, model: nn.Module, *,
     """
     positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     positions = positions - kept if isinstance(positions, int) else None
-    known = [n for n in (positions, processor.model_max_length) if isinstance(n, int) and 0 < n < 10**6]
+    told = getattr(getattr(processor, "tokenizer", processor), "model_max_length", None)
+    known = [n for n in (positions, told) if isinstance(n, int) and 0 < n < 10**6]
     if config.max_length is not None:
         if positions is not None and config.max_length > positions:
             raise ValueError(

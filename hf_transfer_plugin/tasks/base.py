@@ -29,6 +29,8 @@ class TaskData:
             Whether validation was held out of train.
         options (`dict[str, Any]`, *optional*):
             What using the model needs to know beside its weights: fields of [`TransferConfig`], and what they came to.
+        facts (`dict[str, Any]`, *optional*):
+            What the record shall tell of the data besides, such as files that could not be opened.
     """
 
     splits: DatasetDict
@@ -37,6 +39,7 @@ class TaskData:
     class_names: tuple[str, ...] = ()
     held_out: bool = False
     options: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def outputs(self) -> int:
@@ -105,6 +108,8 @@ class Task:
             `(data)` -> the metric that decides, and whether greater is better.
         options (`tuple[str, ...]`, *optional*):
             Fields of [`TransferConfig`] that it uses beside the columns.
+        processor (`str`, *optional*, defaults to `"AutoTokenizer"`):
+            Transformers' auto class of what prepares its inputs.
         reduce (`Callable`, *optional*):
             `(logits, labels)` -> what is kept of a batch's outputs, where keeping all would take too much memory.
         generate (`Callable`, *optional*):
@@ -139,6 +144,7 @@ class Task:
     examples: Callable[[TaskData, str, int], list[dict[str, Any]]] = field(repr=False)
     best_metric: Callable[[TaskData], tuple[str, bool]] = field(repr=False)
     options: tuple[str, ...] = ()
+    processor: str = "AutoTokenizer"
     reduce: Callable[[Any, Any], Any] | None = field(default=None, repr=False)
     generate: Callable[[Any, Any, TaskData, Dataset, int], list[str]] | None = field(default=None, repr=False)
     set_up: Callable[[Any, Any, TaskData], None] | None = field(default=None, repr=False)

@@ -1,10 +1,12 @@
 """From a Hub id, a file or a folder to splits of rows."""
 
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, Image, load_dataset, load_dataset_builder, load_from_disk
+from datasets.config import HF_DATASETS_CACHE
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from hf_transfer_plugin.config import TransferConfig
@@ -17,6 +19,11 @@ FORMATS = {
     ".jsonl": "json",
     ".parquet": "parquet",
     ".txt": "text",
+}
+# What image and sound files end in, and the builder of datasets that reads folders of them.
+MEDIA = {
+    **dict.fromkeys((".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"), "imagefolder"),
+    **dict.fromkeys((".aac", ".aif", ".aiff", ".flac", ".m4a", ".mp3", ".ogg", ".opus", ".wav"), "audiofolder"),
 }
 MIXED = ("changed from", "Failed to parse", "Could not convert", "cannot mix", "Couldn't cast")
 NO_ROWS = ("corresponds to no data", "No columns to parse")
@@ -57,6 +64,9 @@ def load_splits(config: TransferConfig, *, for_training: bool = True) -> Dataset
 
 def _load(config: TransferConfig) -> Any:
     path = Path(config.dataset).expanduser()
+    if path.is_file() and path.suffix.lower() in MEDIA:
+        role = MEDIA[path.suffix.lower()].removesuffix("folder")
+        return DatasetDict({"train": Dataset.from_dict({role: [str(path)]})})
     if path.is_file():
         return _read_files({"train": path})
     if path.is_dir():
@@ -75,6 +85,9 @@ def _load(config: TransferConfig) -> Any:
 def _load_folder(path: Path) -> Any:
     if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
         return load_from_disk(str(path))
+    media = _media_of(path)
+    if media is not None:
+        return _load_media(path, media)
     files: dict[str, Path] = {}
     for file in sorted(path.iterdir()):
         if file.suffix.lower() in FORMATS:
@@ -91,10 +104,34 @@ def _load_folder(path: Path) -> Any:
             files[split] = file
     if not files:
         raise ValueError(
-            f"`dataset` is a folder without {', '.join(sorted(FORMATS))} files: {str(path)!r}. Name the files after "
-            "their splits, e.g. train.csv and test.csv."
+            f"`dataset` is a folder without {', '.join(sorted(FORMATS))} files, images or sounds: {str(path)!r}. Name "
+            "the files after their splits, e.g. train.csv and test.csv."
         )
     return _read_files(files)
+
+
+def _media_of(path: Path) -> str | None:
+    """The builder for a folder of images or sounds, which at most a metadata file stands beside."""
+    if any(file.suffix.lower() in FORMATS and file.stem != "metadata" for file in path.iterdir()):
+        return None
+    found = Counter(kind for file in path.rglob("*") if (kind := MEDIA.get(file.suffix.lower())) and file.is_file())
+    return found.most_common(1)[0][0] if found else None
+
+
+def _load_media(path: Path, kind: str) -> Any:
+    try:
+        if kind == "imagefolder":
+            return load_dataset(kind, data_dir=str(path))
+        builder = load_dataset_builder(kind, data_dir=str(path), cache_dir=f"{HF_DATASETS_CACHE}/sounds_as_files")
+        # To note the path of a file, the feature of sounds wants torchcodec; that of images notes it as it is.
+        builder.BASE_FEATURE = Image
+        builder.download_and_prepare()
+        return builder.as_dataset()
+    except (DatasetGenerationError, ValueError, OSError) as error:
+        raise ValueError(
+            f"`dataset` must be a folder with one folder for each class, or a metadata file that names every file, "
+            f"but {str(path)!r} could not be read: {_first_line(error.__cause__ or error)}."
+        ) from error
 
 
 def _read_files(files: dict[str, Path]) -> DatasetDict:

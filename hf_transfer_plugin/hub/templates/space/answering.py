@@ -44,6 +44,8 @@ class Demo:
             What a visitor should know of the length that is read; `{tokens}` is the model's limit.
         body (`Callable`, *optional*):
             `(settings, demo, loaded)`: lays out what is asked and answered; boxes beside answers without it.
+        processor (`str`, *optional*, defaults to `"AutoTokenizer"`):
+            Name of the auto class in transformers of what prepares the model's inputs.
     """
 
     auto_class: str
@@ -57,6 +59,7 @@ class Demo:
     show: Callable[[Loaded, Any], list[Any]]
     limit: str = END_IS_CUT
     body: Callable[[Settings, "Demo", Loaded], None] | None = None
+    processor: str = "AutoTokenizer"
 
 
 def _inferring(demo: Demo, loaded: Loaded) -> Callable[[Any, bool], Iterator[list[Any]]]:

@@ -110,7 +110,7 @@ class Loaded:
         model (`torch.nn.Module`):
             The model, in evaluation mode.
         processor (`Any`):
-            Its tokenizer.
+            Its tokenizer, or what else prepares its inputs.
         class_names (`list[str]`):
             In the order of the model's outputs.
         max_tokens (`int` or `None`):
@@ -132,7 +132,9 @@ class Loaded:
     no_base: str = "The base model has no output for this task, so it cannot be asked here for comparison."
 
 
-def load(settings: Settings, model: str, auto_class: str, base: str | None = None) -> Loaded:
+def load(
+    settings: Settings, model: str, auto_class: str, base: str | None = None, processor: str = "AutoTokenizer"
+) -> Loaded:
     """
     Loads the model.
 
@@ -145,6 +147,8 @@ def load(settings: Settings, model: str, auto_class: str, base: str | None = Non
             Name of the auto class in transformers.
         base (`str`, *optional*):
             Hub id or folder of an adapter's base; as the adapter names it without it.
+        processor (`str`, *optional*, defaults to `"AutoTokenizer"`):
+            Name of the auto class of what prepares its inputs.
 
     Returns:
         `Loaded`: The model.
@@ -156,7 +160,8 @@ def load(settings: Settings, model: str, auto_class: str, base: str | None = Non
         if Path(model).is_absolute() and not Path(model).is_dir():
             raise OSError("there is no such folder.")
         adapted = find_adapter_config_file(model) is not None
-        loaded = (partial(_load_adapter, base=base) if adapted else _load_whole)(settings, model, auto_class)
+        way = partial(_load_adapter, base=base) if adapted else _load_whole
+        loaded = way(settings, model, auto_class, getattr(transformers, processor))
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         reason = str(error).strip().split("\n")[0]
         raise DemoError(
@@ -207,10 +212,10 @@ def _auto(name: str, config: Any) -> Any:
     return getattr(transformers, name)
 
 
-def _load_whole(settings: Settings, model: str, name: str) -> Loaded:
+def _load_whole(settings: Settings, model: str, name: str, processors: Any) -> Loaded:
     auto = _auto(name, transformers.AutoConfig.from_pretrained(model))
     trained = _ready(auto.from_pretrained(model))
-    processor = transformers.AutoTokenizer.from_pretrained(model)
+    processor = processors.from_pretrained(model)
     base = _load_base(settings, auto)
     as_base = None if base is None else lambda: nullcontext(base)
     named = list(trained.config.id2label.values())
@@ -218,7 +223,7 @@ def _load_whole(settings: Settings, model: str, name: str) -> Loaded:
     return Loaded(trained, processor, settings.class_names if generic else named, _limit(processor, trained), as_base)
 
 
-def _load_adapter(settings: Settings, model: str, name: str, base: str | None) -> Loaded:
+def _load_adapter(settings: Settings, model: str, name: str, processors: Any, base: str | None) -> Loaded:
     base_id = adapter.base_of(model, base, settings.base_model)
     revision = adapter.revision_of(model, base_id)
     config = transformers.AutoConfig.from_pretrained(base_id, revision=revision)
@@ -240,9 +245,9 @@ def _load_adapter(settings: Settings, model: str, name: str, base: str | None) -
         **precision,
     )
     try:
-        processor = transformers.AutoTokenizer.from_pretrained(model)
+        processor = processors.from_pretrained(model)
     except (OSError, ValueError):
-        processor = transformers.AutoTokenizer.from_pretrained(base_id, revision=revision)
+        processor = processors.from_pretrained(base_id, revision=revision)
     trained = _ready(adapter.put_on(frozen, model, weights, info, processor))
     limit = _limit(processor, trained)
     limit = limit - adapter.learned_tokens(trained) if limit else limit
@@ -287,5 +292,5 @@ def _limit(processor: Any, model: Any) -> int | None:
     positions = getattr(model.config, "max_position_embeddings", None) or math.inf
     if model.config.model_type in {"roberta", "xlm-roberta", "camembert", "mpnet", "longformer"}:
         positions -= 2  # positions are counted from after the padding index
-    limit = min(processor.model_max_length, positions)
+    limit = min(getattr(getattr(processor, "tokenizer", processor), "model_max_length", math.inf), positions)
     return int(limit) if limit < 1_000_000 else None

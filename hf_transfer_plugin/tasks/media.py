@@ -1,0 +1,317 @@
+"""Images and sounds in rows: found, opened and refused alike for every task that sees or hears."""
+
+import base64
+import io
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Audio, Dataset, DatasetDict, Image
+from PIL import Image as Pillow
+from PIL import ImageOps
+from tqdm.auto import tqdm
+
+from hf_transfer_plugin._optional import require
+from hf_transfer_plugin.config import TransferConfig
+from hf_transfer_plugin.tasks.columns import choose_columns
+
+COLUMNS = {
+    "image": ("image", "img", "picture", "photo", "pixel_values", "file", "path", "file_name", "image_path"),
+    "audio": ("audio", "sound", "speech", "file", "path", "file_name", "audio_path"),
+}
+SILENT = 500  # rows that are opened without a progress bar
+SMALL = 64  # pixels up to which JPEG would blur an image
+# What PIL would cut to 8 bits without a word: X-rays, depth maps, measured values.
+TOO_DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
+
+
+def media_columns(splits: DatasetDict, config: TransferConfig, role: str) -> tuple[DatasetDict, str]:
+    """
+    Finds the column of images or sounds, and leaves its values as they lie in the files.
+
+    Args:
+        splits (`DatasetDict`):
+            As loaded.
+        config (`TransferConfig`):
+            May name the column; paths that it holds are taken from the folder of its `dataset`.
+        role (`str`):
+            `"image"` or `"audio"`.
+
+    Returns:
+        `tuple[DatasetDict, str]`: The splits, with `{"bytes", "path"}` in that column, and its name.
+
+    Raises:
+        ValueError: If there is no such column, or it holds something else.
+    """
+    column = choose_columns(splits, config, {role: COLUMNS[role]})[role]
+    kind = (Image if role == "image" else Audio)(decode=False)
+    dataset = Path(config.dataset).expanduser()
+    folder = dataset if dataset.is_dir() else dataset.parent if dataset.is_file() else None
+    found = {}
+    for split, rows in splits.items():
+        if str(getattr(rows.features[column], "dtype", "")) in ("string", "large_string") and folder is not None:
+            paths = [_placed(path, folder) for path in rows[column]]
+            rows = rows.remove_columns(column).add_column(column, paths)
+        try:
+            found[split] = rows.cast_column(column, kind)
+        except (TypeError, ValueError, NotImplementedError) as error:
+            raise ValueError(
+                f"The column {column!r} must hold {role} files, their paths or their bytes, but holds "
+                f"{rows.features[column]}. Name another with `--{role}_column`."
+            ) from error
+    return DatasetDict(found), column
+
+
+def _placed(path: str | None, folder: Path) -> str | None:
+    """A path as the data names it, from where the data lies."""
+    if path is None or "://" in path or Path(path).is_absolute() or Path(path).is_file():
+        return path
+    return str(folder / path)
+
+
+def check_media(
+    splits: DatasetDict, column: str, look: Callable[[Mapping[str, Any]], Any], *, role: str, skip: bool
+) -> tuple[DatasetDict, dict[str, Any]]:
+    """
+    Opens every file once, before training instead of amid it.
+
+    Args:
+        splits (`DatasetDict`):
+            As [`media_columns`] gives them.
+        column (`str`):
+            The column.
+        look (`Callable`):
+            Opens one value and returns what the record shall count, such as its sampling rate; raises where it cannot.
+        role (`str`):
+            `"image"` or `"audio"`.
+        skip (`bool`):
+            Go on without files that cannot be opened.
+
+    Returns:
+        `tuple[DatasetDict, dict]`: The splits, and `skipped` (split -> names) and `kinds` (what `look` gave -> how
+        often).
+
+    Raises:
+        ValueError: If files cannot be opened and are not to be skipped, or none can.
+    """
+    kept: dict[str, Dataset] = {}
+    skipped: dict[str, list[str]] = {}
+    kinds: dict[str, int] = {}
+    for split, rows in splits.items():
+        bad: dict[int, str] = {}
+        for number, value in enumerate(
+            tqdm(rows[column], desc=f"Opening {split}", unit=role, disable=len(rows) < 500)
+        ):
+            try:
+                kind = look(value)
+            except ImportError:
+                raise
+            except Exception as error:  # noqa: BLE001  a broken file may fail its library in any way
+                bad[number] = f"{name_of(value, number)}: {_reason(error)}"
+            else:
+                kinds[kind] = kinds.get(kind, 0) + 1
+        if bad and (not skip or len(bad) == len(rows)):
+            hint = "" if len(bad) == len(rows) else ", or leave them out with `--skip_unreadable`"
+            raise ValueError(
+                f"Every row of {column!r} must hold a readable {role}, but {len(bad)} of {len(rows)} in the {split} "
+                f"split do not ({'; '.join(list(bad.values())[:3])}). Mend or remove them{hint}."
+            )
+        if bad:
+            skipped[split] = list(bad.values())
+            rows = rows.select([number for number in range(len(rows)) if number not in bad])
+        kept[split] = rows
+    return DatasetDict(kept), {"skipped": skipped, "kinds": kinds}
+
+
+def name_of(value: Mapping[str, Any] | None, number: int) -> str:
+    """
+    Args:
+        value (`Mapping`, *optional*):
+            `{"bytes", "path"}`.
+        number (`int`):
+            Number of the row.
+
+    Returns:
+        `str`: The file's name, or the row's number where it has none.
+    """
+    path = (value or {}).get("path")
+    return Path(path).name if path else f"row {number}, counted from 0"
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def _source(value: Mapping[str, Any] | None) -> Any:
+    if value is None or (value.get("bytes") is None and not value.get("path")):
+        raise ValueError("it is missing")
+    return io.BytesIO(value["bytes"]) if value.get("bytes") is not None else value["path"]
+
+
+def read_image(value: Mapping[str, Any] | None) -> Pillow.Image:
+    """
+    Opens an image as Transformers' pipelines do: turned as its camera says, in 8 bits of red, green and blue.
+
+    Args:
+        value (`Mapping`):
+            `{"bytes", "path"}`.
+
+    Returns:
+        `PIL.Image.Image`: The image.
+
+    Raises:
+        ValueError: If it is missing, or its values do not fit 8 bits.
+        OSError: If it cannot be read.
+    """
+    with Pillow.open(_source(value)) as image:
+        if image.mode in TOO_DEEP:
+            raise ValueError(
+                f"8 bits for each colour are expected, but its mode is {image.mode}; scale its values to 0-255"
+            )
+        return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def look_at_image(value: Mapping[str, Any] | None) -> str:
+    """
+    Opens an image to the end, as small as its format allows.
+
+    Args:
+        value (`Mapping`):
+            `{"bytes", "path"}`.
+
+    Returns:
+        `str`: Its mode, such as `"RGB"` or `"L"`.
+
+    Raises:
+        ValueError: If it is missing, or its values do not fit 8 bits.
+        OSError: If it cannot be read.
+    """
+    with Pillow.open(_source(value)) as image:
+        mode = image.mode
+        image.draft("RGB", (32, 32))
+        image.load()
+    if mode in TOO_DEEP:
+        raise ValueError(f"8 bits for each colour are expected, but its mode is {mode}; scale its values to 0-255")
+    return mode
+
+
+def read_audio(value: Mapping[str, Any] | None, rate: int) -> np.ndarray:
+    """
+    Opens a sound: its channels are averaged, and it is resampled by soxr.
+
+    Args:
+        value (`Mapping`):
+            `{"bytes", "path"}`.
+        rate (`int`):
+            Samples a second that are wanted.
+
+    Returns:
+        `np.ndarray` of shape `(samples,)`: The sound, in 32-bit floats from -1 to 1.
+
+    Raises:
+        ValueError: If it is missing, empty, or holds no numbers.
+        ImportError: If soundfile or soxr, or what they need of the system, is not installed.
+    """
+    samples, found = sound_library().read(_source(value), dtype="float32", always_2d=True)
+    if not len(samples) or not np.isfinite(samples).all():
+        raise ValueError("it is empty" if not len(samples) else "it holds values that are no numbers")
+    mono = samples.mean(1)
+    return mono if found == rate else require("soxr", extra="audio").resample(mono, found, rate)
+
+
+def look_at_audio(value: Mapping[str, Any] | None) -> str:
+    """
+    Opens a sound to the end.
+
+    Args:
+        value (`Mapping`):
+            `{"bytes", "path"}`.
+
+    Returns:
+        `str`: Its sampling rate and channels, such as `"16000 Hz, 1 channel"`.
+
+    Raises:
+        ValueError: If it is missing, empty, or holds no numbers.
+        ImportError: If soundfile, or what it needs of the system, is not installed.
+    """
+    samples, rate = sound_library().read(_source(value), dtype="float32", always_2d=True)
+    if not len(samples) or not np.isfinite(samples).all():
+        raise ValueError("it is empty" if not len(samples) else "it holds values that are no numbers")
+    return f"{rate} Hz, {samples.shape[1]} channel{'s' * (samples.shape[1] > 1)}"
+
+
+def sound_library() -> Any:
+    """
+    Returns:
+        `ModuleType`: soundfile.
+
+    Raises:
+        ImportError: If it, or the system's library that it needs, is not installed.
+    """
+    try:
+        return require("soundfile", extra="audio")
+    except OSError as error:
+        raise ImportError(
+            "`soundfile` is installed, but the system's library libsndfile is not. Install it with your system's "
+            "packages: `apt install libsndfile1`, `dnf install libsndfile`, `brew install libsndfile`."
+        ) from error
+
+
+def with_media(
+    rows: Dataset, columns: Sequence[str], make: Callable[[dict[str, list[Any]]], dict[str, Any]]
+) -> Dataset:
+    """
+    Rows that are opened and prepared when they are read, since prepared images of all rows would not fit on a disk.
+
+    Args:
+        rows (`Dataset`):
+            Checked rows.
+        columns (`Sequence[str]`):
+            Columns that are read.
+        make (`Callable`):
+            Makes model inputs from a batch of columns.
+
+    Returns:
+        `Dataset`: The rows; reading one gives the model's inputs.
+    """
+    return rows.select_columns(list(columns)).with_transform(make)
+
+
+def image_uri(value: Mapping[str, Any] | None, longest: int = 384) -> str:
+    """
+    An image for the record, small enough for a page.
+
+    Args:
+        value (`Mapping`):
+            `{"bytes", "path"}`.
+        longest (`int`, *optional*, defaults to 384):
+            Pixels of its longer side at most.
+
+    Returns:
+        `str`: A data URI: PNG where the image is small, else JPEG.
+    """
+    image = read_image(value)
+    small = max(image.size) <= SMALL
+    image.thumbnail((longest, longest))
+    content = io.BytesIO()
+    image.save(content, **({"format": "PNG"} if small else {"format": "JPEG", "quality": 85}))
+    return f"data:image/{'png' if small else 'jpeg'};base64,{base64.b64encode(content.getvalue()).decode()}"
+
+
+def audio_uri(samples: np.ndarray, rate: int) -> str:
+    """
+    A sound for the record.
+
+    Args:
+        samples (`np.ndarray` of shape `(samples,)`):
+            The sound.
+        rate (`int`):
+            Samples a second.
+
+    Returns:
+        `str`: A data URI: FLAC with 16 bits.
+    """
+    content = io.BytesIO()
+    sound_library().write(content, samples, rate, format="FLAC", subtype="PCM_16")
+    return f"data:audio/flac;base64,{base64.b64encode(content.getvalue()).decode()}"
