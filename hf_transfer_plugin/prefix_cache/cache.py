@@ -9,14 +9,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from hf_transfer_plugin.prefix_cache.ahead import store_ahead, that_fit
 from hf_transfer_plugin.prefix_cache.aside import Aside
 from hf_transfer_plugin.prefix_cache.collating import KEY, CachingCollator, Shelves
 from hf_transfer_plugin.prefix_cache.cuts import CannotCacheError
-from hf_transfer_plugin.prefix_cache.filling import fill
+from hf_transfer_plugin.prefix_cache.fill_precision import FillPrecision, check_fill_precision
 from hf_transfer_plugin.prefix_cache.hands import OwnHook
 from hf_transfer_plugin.prefix_cache.player import Player
-from hf_transfer_plugin.prefix_cache.sizes import parse_size
-from hf_transfer_plugin.prefix_cache.stages import Keeping, Place, Stage, make_stage, that_fit
+from hf_transfer_plugin.prefix_cache.proving import Place
+from hf_transfer_plugin.prefix_cache.sizes import parse_size, size_words
+from hf_transfer_plugin.prefix_cache.stages import Keeping, Stage, make_stage
 from hf_transfer_plugin.prefix_cache.storage import check_storage
 from hf_transfer_plugin.prefix_cache.store import ActivationStore, default_root
 
@@ -41,6 +43,10 @@ class FrozenPrefixCache:
         fill (`str`, *optional*, defaults to `"ahead"`):
             `"ahead"` stores all rows before the first step, in batches sorted by length; `"first-epoch"` stores what
             the first epoch computes anyway.
+        fill_precision (`str`, *optional*, defaults to `"same"`):
+            Precision in which rows are stored ahead: `"same"` as training's; `"bfloat16"`, which is off by at most
+            2**-5 or refused; `"auto"` for bfloat16 where one process trains in 32 bits and measures it to be at least
+            1.2 times as fast. What training itself stores (rows of evaluation) is as training computes it.
         budget (`int` or `str`, *optional*):
             Bytes that it may take, or words such as `"20GB"`; without it, what the disk has free but one gibibyte.
         views (`int`, *optional*, defaults to 1):
@@ -66,6 +72,7 @@ class FrozenPrefixCache:
         *,
         storage: str = "float16",
         fill: str = "ahead",
+        fill_precision: str = "same",
         budget: int | str | None = None,
         views: int = 1,
         recheck_every: int = 500,
@@ -73,12 +80,13 @@ class FrozenPrefixCache:
         check_storage(storage)
         if fill not in ("ahead", "first-epoch"):
             raise ValueError(f'`fill` must be "ahead" or "first-epoch", but got {fill!r}.')
+        check_fill_precision(fill_precision, storage=storage, fill=fill)
         for name, value, least in (("views", views, 1), ("recheck_every", recheck_every, 0)):
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"`{name}` must be a whole number of at least {least}, but got {value!r}.")
         self.directory = Path(directory) if directory is not None else default_root()
         self.storage, self.fill, self.budget = storage, fill, parse_size(budget)
-        self._keeping = Keeping(self.directory, storage, self.budget)
+        self.fill_precision = fill_precision
         self._shelves = Shelves()
         self.views, self.recheck_every = views, recheck_every
         self.report: dict[str, Any] = {}
@@ -129,8 +137,10 @@ class FrozenPrefixCache:
         """
         self.close()
         self._model, self._place = model, Place(device, precision)
+        filled = FillPrecision("same" if self.fill == "first-epoch" else self.fill_precision)
+        self._keeping = Keeping(self.directory, self.storage, self.budget, filled)
         self.report = {"used": True, "reason": None, "storage": self.storage, "cuts": [], "hits": 0, "misses": 0}
-        self.report |= {"bytes": 0, "fill_seconds": 0.0, "rows_filled": 0, "rechecks": 0}
+        self.report |= {"bytes": 0, "fill_seconds": 0.0, "fill_speedup": None, "rows_filled": 0, "rechecks": 0}
         # To the end of the run: batches that were made ahead of a thaw still bring what the model must not see.
         self._handles = [
             model.register_forward_pre_hook(OwnHook(self._before), with_kwargs=True),
@@ -158,11 +168,9 @@ class FrozenPrefixCache:
             `list[str]`: Why some phases have none.
         """
         reasons = []
-        for learning, _ in learnings:
-            if learning in self._stages:
-                continue
+        for learning in (learning for learning, _ in learnings if learning not in self._stages):
             try:
-                stage = self._stages[learning] = make_stage(
+                stage = make_stage(
                     self._model,
                     learning,
                     rows,
@@ -170,13 +178,15 @@ class FrozenPrefixCache:
                     place=self._place,
                     batch_size=batch_size,
                     keeping=self._keeping,
-                )
+                ).beside(self._stages.values())
             except Exception as error:  # noqa: BLE001  rows put together anew may fail a model or collator in any way
                 self._stages[learning] = None
                 known = isinstance(error, CannotCacheError)
                 reasons.append(str(error) if known else f"a try at it failed ({type(error).__name__}: {error})")
                 continue
+            self._stages[learning] = stage
             self._stores |= {store.folder: store for store in stage.shelf.stores}
+        self.report["fill_speedup"] = self._keeping.precision.speedup
         return list(dict.fromkeys(reasons))
 
     def fill_ahead(
@@ -210,49 +220,35 @@ class FrozenPrefixCache:
             ValueError: If the folder cannot be written.
             CannotCacheError: If a row cannot be stored, as the storage or the disk does not hold it.
         """
-        stages = self._chosen(learnings, dataset)
-        # All of them now: workers of a loader that live on learn of no others.
-        self._shelves.shelves += [stage.shelf for stage in stages if stage.shelf not in self._shelves.shelves]
-        for store in (store for stage in stages for store in stage.shelf.stores):
-            store.make()
-        if not stages or (self.fill != "ahead" and all(stage.lazily for stage in stages)):
-            return
-        started = time.perf_counter()
-        for view in range(self.views):
-            if self.views > 1:
-                dataset.set_epoch(view)
-            try:
-                self.report["rows_filled"] += fill(
-                    self._model,
-                    [stage.shelf for stage in stages],
-                    dataset,
-                    collate,
-                    device=self._place.device,
-                    batch_size=batch_size,
-                    exact=self.storage == "float32",
-                    share=share,
-                    workers=workers,
-                )
-            except ValueError as error:
-                raise CannotCacheError(str(error).rstrip(".")) from error
-        self.report["fill_seconds"] += time.perf_counter() - started
-
-    def _chosen(self, learnings: Sequence[tuple[frozenset[str], int]], dataset: Any) -> list[Stage]:
-        """The stages that there is room for; the others are left out from now on."""
-        steps: dict[str, int] = {}
-        stages: dict[str, Stage] = {}
-        for learning, count in learnings:
-            stage = self._stages.get(learning)
-            if stage is not None:
-                stages[stage.cut.fed] = stage
-                steps[stage.cut.fed] = steps.get(stage.cut.fed, 0) + count
-        names, reasons = that_fit(stages, steps, dataset, self.views, self._keeping)
-        for reason in reasons:
+        phases = [(self._stages.get(learning), steps) for learning, steps in learnings]
+        chosen, reasons = that_fit(phases, dataset, self.views, self._keeping)
+        for reason in reasons.values():
             logger.warning("Not cached: %s.", reason)
             self.report["reason"] = self.report["reason"] or reason
-        left = [stage for name, stage in stages.items() if name not in names]
-        self._stages = {key: None if stage in left else stage for key, stage in self._stages.items()}
-        return [stages[name] for name in names]
+        self._stages = {
+            key: None if stage is None or stage.cut.fed in reasons else stage for key, stage in self._stages.items()
+        }
+        shelves = [stage.shelf for stage, _ in chosen]
+        # All of them now: workers of a loader that live on learn of no others.
+        self._shelves.shelves += [shelf for shelf in shelves if shelf not in self._shelves.shelves]
+        for store in (store for shelf in shelves for store in shelf.stores):
+            store.make()
+        if chosen and self.fill != "ahead" and all(stage.lazily for stage, _ in chosen):
+            taken = size_words(sum(nbytes for _, nbytes in chosen))
+            logger.info("Storing %s rows: about %s, in the first epoch.", f"{self.views * len(dataset):,}", taken)
+            return
+        started = time.perf_counter()
+        self.report["rows_filled"] += store_ahead(
+            self._model,
+            chosen,
+            dataset,
+            collate,
+            batch_size=batch_size,
+            views=self.views,
+            share=share,
+            workers=workers,
+        )
+        self.report["fill_seconds"] += time.perf_counter() - started
 
     def follow(self, learning: frozenset[str]) -> None:
         """
@@ -277,7 +273,6 @@ class FrozenPrefixCache:
             self._shelves,
             self.report,
             later=self._later(learning) if self.fill == "first-epoch" else (),
-            place=self._place,
             recheck_every=self.recheck_every,
             turn_off=self.turn_off,
         )

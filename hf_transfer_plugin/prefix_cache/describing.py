@@ -9,7 +9,7 @@ import xxhash
 from torch import nn
 
 from hf_transfer_plugin.freezing import still_modules
-from hf_transfer_plugin.layers import parameters_by_name
+from hf_transfer_plugin.layers import parameters_by_name, unwrapped_name
 from hf_transfer_plugin.prefix_cache.cuts import Cut
 from hf_transfer_plugin.prefix_cache.entries import Part
 from hf_transfer_plugin.prefix_cache.proving import Place
@@ -32,15 +32,17 @@ def weights_digest(model: nn.Module, learning: frozenset[str]) -> str:
         model (`nn.Module`):
             The model.
         learning (`frozenset[str]`):
-            Names of the parameters that learn.
+            Names of the parameters that learn, or do not matter.
 
     Returns:
-        `str`: xxh3_128 of everything that is frozen: weights, and the buffers of frozen modules.
+        `str`: xxh3_128 of everything else: weights, and the buffers of modules that have such weights alone.
     """
     digest = xxhash.xxh3_128()
     tensors: dict[str, torch.Tensor] = {n: p for n, p in parameters_by_name(model).items() if n not in learning}
-    for i, module in enumerate(still_modules(model, learning)):
-        tensors |= {f"{i}.{name}": buffer for name, buffer in module.named_buffers()}
+    # Their own names: the place among the others would tell of what lies above.
+    names = {id(module): unwrapped_name(name) for name, module in model.named_modules()}
+    for module in still_modules(model, learning):
+        tensors |= {f"{names[id(module)]}.{name}": buffer for name, buffer in module.named_buffers()}
     for name, tensor in sorted(tensors.items()):
         values = tensor.detach().cpu().contiguous().flatten()
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
@@ -76,6 +78,7 @@ def describe(
         "tensors": [[a.module, a.output, a.leaf] for a in part.addresses],
         "storage": storage,
         "batch_size": batch_size,
+        "fill_precision": place.fill,
         **describe_model(model, weights=weights, place=place),
     }
 

@@ -9,7 +9,7 @@ import torch
 from hf_transfer_plugin.prefix_cache.cuts import Cut
 from hf_transfer_plugin.prefix_cache.passage import Address
 from hf_transfer_plugin.prefix_cache.rows import Span, row_spans
-from hf_transfer_plugin.prefix_cache.storage import Slot
+from hf_transfer_plugin.prefix_cache.storage import Slot, decode, encode
 
 Passing = Mapping[Address, torch.Tensor]
 
@@ -137,3 +137,55 @@ def join_rows(
             row.narrow(dim, start, piece.shape[dim]).copy_(piece)
         found[address] = padded
     return found
+
+
+def cast(part: Part, values: Mapping[Address, torch.Tensor]) -> dict[Address, torch.Tensor]:
+    """
+    Args:
+        part (`Part`):
+            The part.
+        values (`Mapping[Address, torch.Tensor]`):
+            Tensors as they are stored.
+
+    Returns:
+        `dict[Address, torch.Tensor]`: In the type in which they passed.
+    """
+    return {a: values[a].to(slot.dtype) for a, slot in zip(part.addresses, part.slots, strict=True)}
+
+
+def entries_of(
+    part: Part, alone: Sequence[Mapping[Address, torch.Tensor]], batches: Sequence[Mapping[str, Any]]
+) -> list[list[torch.Tensor]]:
+    """
+    Args:
+        part (`Part`):
+            A part of the entries.
+        alone (`Sequence[Mapping[Address, torch.Tensor]]`):
+            What passed for batches of one row.
+        batches (`Sequence[Mapping[str, Any]]`):
+            The batches.
+
+    Returns:
+        `list[list[torch.Tensor]]`: An entry for each row.
+    """
+    rows = [split_rows(part, v, row_spans(b))[0] for v, b in zip(alone, batches, strict=True)]
+    return [[tensor.cpu() for tensor in row] for row in rows]
+
+
+def joined_entries(
+    part: Part, entries: Sequence[Sequence[torch.Tensor]], spans: Mapping[str, Span]
+) -> tuple[dict[Address, torch.Tensor], list[int]]:
+    """
+    Args:
+        part (`Part`):
+            A part of the entries.
+        entries (`Sequence[Sequence[torch.Tensor]]`):
+            An entry for each row.
+        spans (`Mapping[str, Span]`):
+            Where the rows shall lie in one batch.
+
+    Returns:
+        `tuple[dict[Address, torch.Tensor], list[int]]`: What passes for that batch, and the length of each row.
+    """
+    tensors, lengths = decode([encode(entry, part.slots, "float32") for entry in entries], part.slots, "float32")
+    return cast(part, join_rows(part, tensors, lengths, spans)), lengths

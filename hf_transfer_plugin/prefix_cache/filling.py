@@ -1,5 +1,6 @@
 """One pass over the data that stores what passes the cuts."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -15,10 +16,13 @@ from hf_transfer_plugin.layers.probe import untouched
 from hf_transfer_plugin.prefix_cache.collating import Shelf
 from hf_transfer_plugin.prefix_cache.entries import Part, split_rows
 from hf_transfer_plugin.prefix_cache.passage import Address, Catcher
-from hf_transfer_plugin.prefix_cache.proving import on_device
+from hf_transfer_plugin.prefix_cache.proving import Place, on_device
 from hf_transfer_plugin.prefix_cache.rows import Span, row_digests, row_spans
+from hf_transfer_plugin.prefix_cache.sizes import size_words, time_words
 from hf_transfer_plugin.prefix_cache.storage import bytes_per_row
 from hf_transfer_plugin.prefix_cache.store import filling
+
+logger = logging.getLogger(__name__)
 
 _LONG = ("input_ids", "input_values")
 # Times the rows of a training batch. More takes more memory than training does, and was no faster.
@@ -82,12 +86,12 @@ def fill(
     dataset: Any,
     collate: Callable[[list[Any]], Any],
     *,
-    device: torch.device,
+    place: Place,
     batch_size: int,
     exact: bool = False,
     share: tuple[int, int] = (0, 1),
     workers: int = 0,
-    title: str = "Storing the frozen layers' work",
+    expected: tuple[int, int] | None = None,
 ) -> int:
     """
     Runs the frozen part once over every row that is not stored yet.
@@ -101,8 +105,8 @@ def fill(
             The rows.
         collate (`Callable`):
             Makes a batch of rows.
-        device (`torch.device`):
-            Where the model is.
+        place (`Place`):
+            Where the model is, and in which precision it runs for this.
         batch_size (`int`):
             Rows of a training batch. The pass takes as many or twice as many, whichever its first batches show to be
             faster.
@@ -112,8 +116,9 @@ def fill(
             This process and the number of processes, which share the rows.
         workers (`int`, *optional*, defaults to 0):
             Worker processes that read rows.
-        title (`str`, *optional*):
-            Title of the progress bar.
+        expected (`tuple[int, int]`, *optional*):
+            Passes like this one, and the bytes that all will store. With it the log says, once that can be told, what
+            they will take.
 
     Returns:
         `int`: Rows that were run.
@@ -129,23 +134,25 @@ def fill(
     catcher, done = Catcher(model, addresses), 0
     with ExitStack() as stack:
         stack.callback(catcher.remove)
-        if share[1] == 1:
-            for folder in sorted({str(store.folder) for shelf in shelves for store in shelf.stores}):
-                stack.enter_context(filling(folder))
+        for folder in sorted({str(store.folder) for shelf in shelves for store in shelf.stores}):
+            stack.enter_context(filling(folder, share))
         stack.enter_context(untouched(model))
-        bar = stack.enter_context(tqdm(total=len(order), desc=title, unit="row"))
+        bar = stack.enter_context(tqdm(total=len(order), desc="Storing the frozen layers' work", unit="row"))
         loader = DataLoader(
             dataset,
             batch_sampler=sizes.batches(order),
             collate_fn=collate,
             num_workers=workers,
         )
+        started = moment = time.perf_counter()
         for batch in loader:
-            started = time.perf_counter()
-            rows = _store(catcher, model, batch, shelves, device)
-            done += rows
-            if rows:
-                sizes.took(time.perf_counter() - started)
+            rows = _store(catcher, model, batch, shelves, place)
+            done, before, moment = done + rows, moment, time.perf_counter()
+            if rows and sizes.took(moment - before) and expected is not None:
+                passes, nbytes = expected
+                seconds = passes * (moment - started + sizes.seconds_for(order[bar.n + sizes.last :]))
+                taking = f"{size_words(nbytes)} and {time_words(seconds)}"
+                logger.info("Storing %s rows: about %s.", f"{passes * len(dataset):,}", taking)
             bar.update(min(sizes.last, len(order) - bar.n))
         for store in (store for shelf in shelves for store in shelf.stores):
             store.flush()
@@ -157,14 +164,16 @@ def _store(
     model: nn.Module,
     batch: Mapping[str, Any],
     shelves: Sequence[Shelf],
-    device: torch.device,
+    place: Place,
 ) -> int:
     """Rows that were run, and are stored now."""
     digests = row_digests(batch, with_labels=True)
     missing = {place for shelf in shelves for place in shelf.missing(digests)}
     if not missing:
         return 0
-    put(shelves, catcher.run(on_device(batch, device), model), row_spans(batch), digests)
+    with place.filling():
+        values = catcher.run(on_device(batch, place.device), model)
+    put(shelves, values, row_spans(batch), digests)
     return len(missing)
 
 
@@ -202,7 +211,7 @@ class _Sizes:
     ) -> None:
         self._exact, self._size, self._lengths, self._alike = exact, batch_size, lengths, alike
         # The first call of a kind is slow, so the first size is taken twice.
-        self._trials = [batch_size, *(batch_size * times for times in TRIED)] if tried else []
+        self._trials = [batch_size, *(batch_size * times for times in (TRIED if tried else TRIED[:1]))]
         self._seconds: dict[int, float] = {}
         self._rows: list[int] = []
 
@@ -211,13 +220,21 @@ class _Sizes:
         """Rows of the batch that was given last."""
         return len(self._rows)
 
-    def took(self, seconds: float) -> None:
-        """Notes the time of the batch that was given last."""
-        if self._trials:
-            work = sum(self._lengths[i] for i in self._rows) if self._lengths else len(self._rows)
-            self._seconds[self._trials.pop(0)] = seconds / max(work, 1)
-            if not self._trials:
-                self._size = min(self._seconds, key=lambda size: self._seconds[size])
+    def took(self, seconds: float) -> bool:
+        """Notes the time of the batch that was given last, its loading included; whether that settles the size."""
+        if not self._trials:
+            return False
+        self._seconds[self._trials.pop(0)] = seconds / self._work(self._rows)
+        if not self._trials:
+            self._size = min(self._seconds, key=lambda size: self._seconds[size])
+        return not self._trials
+
+    def seconds_for(self, rows: Sequence[int]) -> float:
+        """What rows will take at the size that is settled."""
+        return self._seconds[self._size] * self._work(rows) if rows else 0.0
+
+    def _work(self, rows: Sequence[int]) -> int:
+        return max(1, sum(self._lengths[i] for i in rows)) if self._lengths else len(rows)
 
     def batches(self, order: Sequence[int]) -> Iterator[list[int]]:
         """Row numbers, batch by batch."""

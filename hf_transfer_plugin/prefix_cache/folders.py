@@ -1,6 +1,7 @@
 """The folders of stores: where they are, what says whose they are, and who fills one."""
 
 import errno
+import glob
 import json
 import logging
 import os
@@ -245,13 +246,21 @@ def refusal(error: OSError, folder: Path) -> ValueError:
 
 
 @contextmanager
-def filling(folder: str | Path) -> Iterator[bool]:
+def filling(folder: str | Path, share: tuple[int, int] = (0, 1)) -> Iterator[bool]:
     """
     Of several processes, lets one fill a store while the others wait; the lock ends with its process.
+
+    The processes of one run fill at the same time, each its share, so a lock is for one share: another run of as many
+    processes waits share by share, and finds it stored. Runs of different numbers of processes do not wait for one
+    another, since a process that waited alone would keep those of its run waiting past the time limit of their
+    collectives. What that costs is room: each process writes files of its own and looks before each batch for what
+    others stored meanwhile, so a row is at worst there more than once.
 
     Args:
         folder (`str` or `Path`):
             The folder of the store.
+        share (`tuple[int, int]`, *optional*, defaults to `(0, 1)`):
+            This process and the number of processes, which share the rows.
 
     Yields:
         `bool`: Whether another process had it first; then the store may be full by now.
@@ -260,7 +269,7 @@ def filling(folder: str | Path) -> Iterator[bool]:
         ValueError: If no lock can be made there.
     """
     folder = Path(folder).expanduser()
-    lock, waited = lock_of(folder), False
+    lock, waited = lock_of(folder, share), False
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -281,16 +290,32 @@ def filling(folder: str | Path) -> Iterator[bool]:
         lock.release()
 
 
-def lock_of(folder: Path) -> FileLock:
+def lock_of(folder: Path, share: tuple[int, int] = (0, 1)) -> FileLock:
+    """
+    Args:
+        folder (`Path`):
+            The folder of a store.
+        share (`tuple[int, int]`, *optional*, defaults to `(0, 1)`):
+            A process and the number of processes, which share the rows.
+
+    Returns:
+        `FileLock`: Held by who fills that share of it. It lies beside the folder and outlives it.
+    """
+    part = "" if share[1] == 1 else f".{share[0]}of{share[1]}"
+    return FileLock(folder.with_name(f".{folder.name}{part}.lock"))
+
+
+def locks_of(folder: Path) -> list[FileLock]:
     """
     Args:
         folder (`Path`):
             The folder of a store.
 
     Returns:
-        `FileLock`: Held by who fills it. It lies beside the folder and outlives it.
+        `list[FileLock]`: One for each share that is or was filled; none of them held means that nobody fills it.
     """
-    return FileLock(folder.with_name(f".{folder.name}.lock"))
+    shares = sorted(folder.parent.glob(f".{glob.escape(folder.name)}.*of*.lock"))
+    return [lock_of(folder), *map(FileLock, shares)]
 
 
 def remove(folder: Path) -> None:

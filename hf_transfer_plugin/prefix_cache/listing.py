@@ -8,7 +8,7 @@ from typing import Any
 
 from filelock import Timeout
 
-from hf_transfer_plugin.prefix_cache.folders import FORMAT, META_NAME, bytes_in, lock_of, read_meta, refusal, remove
+from hf_transfer_plugin.prefix_cache.folders import FORMAT, META_NAME, bytes_in, locks_of, read_meta, refusal, remove
 from hf_transfer_plugin.prefix_cache.segments import Segment, segment_files
 from hf_transfer_plugin.prefix_cache.storage import Slot, sizes
 
@@ -111,7 +111,8 @@ def clear_stores(root: str | Path, names: Sequence[str] | None = None) -> list[S
     with ExitStack() as held:
         for folder in folders:
             try:
-                held.enter_context(lock_of(folder).acquire(timeout=0))
+                for lock in locks_of(folder):
+                    held.enter_context(lock.acquire(timeout=0))
             except Timeout:
                 raise ValueError(
                     f"The prefix cache in '{folder}' is being filled by another process. Wait for it or stop it first."

@@ -9,9 +9,10 @@ from torch import nn
 
 from hf_transfer_plugin.layers.probe import untouched
 from hf_transfer_plugin.prefix_cache.collating import Shelves
+from hf_transfer_plugin.prefix_cache.entries import cast
 from hf_transfer_plugin.prefix_cache.filling import put
 from hf_transfer_plugin.prefix_cache.passage import Address, Catcher
-from hf_transfer_plugin.prefix_cache.proving import Place, cast, recheck_tolerance, worst_distance
+from hf_transfer_plugin.prefix_cache.proving import recheck_tolerance, worst_distance
 from hf_transfer_plugin.prefix_cache.stages import Stage
 
 logger = logging.getLogger(__name__)
@@ -32,8 +33,6 @@ class Player:
             Counts are added to it.
         later (`Sequence[Stage]`):
             Stages to come; what one batch shows of them is kept too.
-        place (`Place`):
-            Where and in which precision the model runs.
         recheck_every (`int`):
             The first batch and, as by chance, one of so many are computed again; 0 never.
         turn_off (`Callable[[str], None]`):
@@ -48,12 +47,11 @@ class Player:
         report: dict[str, Any],
         *,
         later: Sequence[Stage],
-        place: Place,
         recheck_every: int,
         turn_off: Callable[[str], None],
     ) -> None:
         self._model, self._stage, self._shelves, self._report = model, stage, shelves, report
-        self._place, self._recheck_every, self._turn_off = place, recheck_every, turn_off
+        self._recheck_every, self._turn_off = recheck_every, turn_off
         self._kept = [stage, *(one for one in later if one.lazily)]
         addresses = dict.fromkeys(address for one in self._kept for address in one.cut.addresses)
         self._passage, self._catcher = stage.cut.passage(model, stage.shapes), Catcher(model, tuple(addresses))
@@ -148,7 +146,7 @@ class Player:
         self._report["rechecks"] += 1
         far = worst_distance(self._stage.shelf.parts, values, fed, brought["spans"])
         store = self._stage.shelf.stores[0]
-        if far <= recheck_tolerance(self._model, self._place, store.storage):
+        if far <= recheck_tolerance(self._model, self._stage.place, store.storage):
             return True
         self._turn_off(
             f"a batch that was computed again differs by {far:.1e} from what is stored in '{store.folder}' (weights, "

@@ -1,6 +1,7 @@
 """The proof that stored entries may be put together anew: other companions, other padding, the same answers."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import nn
 
 from hf_transfer_plugin.layers.probe import untouched
 from hf_transfer_plugin.prefix_cache.cuts import CannotCacheError, Cut, results
-from hf_transfer_plugin.prefix_cache.entries import Part, join_rows, make_parts, split_rows
+from hf_transfer_plugin.prefix_cache.entries import Part, entries_of, joined_entries, make_parts, split_rows
 from hf_transfer_plugin.prefix_cache.passage import Address, Catcher
 from hf_transfer_plugin.prefix_cache.rows import Span, row_spans
 from hf_transfer_plugin.prefix_cache.shapes import OutputShapes
@@ -24,6 +25,8 @@ OWN_VARIATION = 4
 # Of the stored values, |stored - exact| / |exact| as Euclidean norms: a unit in the last place of each storage; for
 # int8 steps of max / 127.
 ROUNDING = {"float32": 0.0, "float16": 2.0**-10, "bfloat16": 2.0**-7, "int8": 2.0**-4}
+# What a fill in another precision than training's may add to that; `prove_fill` says whence.
+FILL_ROUNDING = {"same": 0.0, "bfloat16": 2.0**-5}
 
 
 @dataclass(frozen=True)
@@ -36,10 +39,22 @@ class Place:
             Where it is.
         precision (`str`, *optional*, defaults to `"no"`):
             Its mixed precision, as Accelerate names it.
+        fill (`str`, *optional*, defaults to `"same"`):
+            Precision in which rows are stored before training: `"same"` as training's, or `"bfloat16"`.
     """
 
     device: torch.device
     precision: str = "no"
+    fill: str = "same"
+
+    def filling(self) -> AbstractContextManager[Any]:
+        """
+        Returns:
+            `ContextManager`: In which the model runs as for the fill.
+        """
+        if self.fill == "same":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
 
     def is_half(self, model: nn.Module) -> bool:
         """
@@ -122,12 +137,11 @@ def prove_storage(
     values: dict[Address, torch.Tensor] = {}
     error, counts = 0.0, []
     for part in parts:
-        entries = [split_rows(part, v, row_spans(b))[0] for v, b in zip(alone, batches, strict=True)]
-        entries = [[t.cpu() for t in entry] for entry in entries]
-        error = max(error, _rounding(part, entries, storage))
-        tensors, lengths = decode([encode(entry, part.slots, "float32") for entry in entries], part.slots, "float32")
+        entries = entries_of(part, alone, batches)
+        error = max(error, rounding(part, entries, entries, storage))
+        joined, lengths = joined_entries(part, entries, spans)
         counts.append(sum(lengths) / len(lengths) if part.axis else 0.0)
-        values |= {a: v.to(device) for a, v in cast(part, join_rows(part, tensors, lengths, spans)).items()}
+        values |= {a: v.to(device) for a, v in joined.items()}
     if error > ROUNDING[storage]:
         raise CannotCacheError(f"{storage} rounds the activations by {error:.1e}, more than {ROUNDING[storage]:.1e}")
     with untouched(model), cut.passage(model).installed() as passage:
@@ -141,7 +155,7 @@ def prove_storage(
             for shapes in passage.shapes.values():
                 shapes.solid = True
             replayed = passage.run(whole, values)
-    far = _distance(results(live), results(replayed), spans)
+    far = distance(results(live), results(replayed), spans)
     allowed = HALF_AGREEMENT if place.is_half(model) else AGREEMENT
     if allowed < far <= OWN_VARIATION * allowed:
         # Deep convolutions round differently for every number of rows; a row among its like is not padded.
@@ -163,12 +177,34 @@ def _only_widths(batches: Sequence[Mapping[str, Any]], together: Mapping[str, Sp
     }
 
 
-def _rounding(part: Part, entries: Sequence[Sequence[torch.Tensor]], storage: str) -> float:
+def rounding(
+    part: Part,
+    entries: Sequence[Sequence[torch.Tensor]],
+    exact_entries: Sequence[Sequence[torch.Tensor]],
+    storage: str,
+) -> float:
+    """
+    Args:
+        part (`Part`):
+            A part of the entries.
+        entries (`Sequence[Sequence[torch.Tensor]]`):
+            What is stored of each row.
+        exact_entries (`Sequence[Sequence[torch.Tensor]]`):
+            What training computes of it.
+        storage (`str`):
+            How floats are kept.
+
+    Returns:
+        `float`: `|stored - exact| / |exact|` as Euclidean norms over all rows, the worst of all tensors.
+
+    Raises:
+        CannotCacheError: If the storage cannot hold the values.
+    """
     worst = 0.0
     for i, slot in enumerate(part.slots):
         if not slot.dtype.is_floating_point:
             continue
-        exact = [entry[i].float().flatten() for entry in entries]
+        exact = [entry[i].float().flatten() for entry in exact_entries]
         try:
             coded = [decode([encode(entry, part.slots, storage)], part.slots, storage)[0][i] for entry in entries]
         except ValueError as error:
@@ -224,7 +260,8 @@ def recheck_tolerance(model: nn.Module, place: Place, storage: str) -> float:
     Returns:
         `float`: How far stored activations may lie from those computed in another batch.
     """
-    return ROUNDING[storage] + (HALF_AGREEMENT if place.is_half(model) else 10 * AGREEMENT)
+    elsewhere = HALF_AGREEMENT if place.is_half(model) else 10 * AGREEMENT
+    return ROUNDING[storage] + FILL_ROUNDING[place.fill] + elsewhere
 
 
 def _own_variation(model: nn.Module, row: Any, count: int, collate: Collate, device: torch.device) -> float:
@@ -232,11 +269,22 @@ def _own_variation(model: nn.Module, row: Any, count: int, collate: Collate, dev
     with untouched(model):
         alone = results(model(**on_device(collate([row]), device)))
         among = results(model(**on_device(collate([row] * count), device)))
-    return _distance([a.expand_as(b) for a, b in zip(alone, among, strict=True)], among, {})
+    return distance([a.expand_as(b) for a, b in zip(alone, among, strict=True)], among, {})
 
 
-def _distance(live: list[torch.Tensor], other: list[torch.Tensor], spans: Mapping[str, Span]) -> float:
-    """Largest difference, relative to the largest value, where rows are not padded."""
+def distance(live: Sequence[torch.Tensor], other: Sequence[torch.Tensor], spans: Mapping[str, Span]) -> float:
+    """
+    Args:
+        live (`Sequence[torch.Tensor]`):
+            Outputs of the live model.
+        other (`Sequence[torch.Tensor]`):
+            Those to be judged.
+        spans (`Mapping[str, Span]`):
+            Where the rows lie.
+
+    Returns:
+        `float`: Largest difference, relative to the largest value, where rows are not padded.
+    """
     worst = 0.0
     for one, two in zip(live, other, strict=True):
         if one.shape != two.shape:
@@ -258,20 +306,6 @@ def _kept(tensor: torch.Tensor, spans: Mapping[str, Span]) -> torch.Tensor | Non
             starts, lengths = torch.tensor(span.starts)[:, None], torch.tensor(span.lengths)[:, None]
             return ((places >= starts) & (places < starts + lengths)).to(tensor.device)
     return None
-
-
-def cast(part: Part, values: Mapping[Address, torch.Tensor]) -> dict[Address, torch.Tensor]:
-    """
-    Args:
-        part (`Part`):
-            The part.
-        values (`Mapping[Address, torch.Tensor]`):
-            Tensors as they are stored.
-
-    Returns:
-        `dict[Address, torch.Tensor]`: In the type in which they passed.
-    """
-    return {a: values[a].to(slot.dtype) for a, slot in zip(part.addresses, part.slots, strict=True)}
 
 
 def on_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Bytes as people write them."""
+"""Bytes and times as people write them."""
 
 import re
 
@@ -17,6 +17,20 @@ def size_words(count: int) -> str:
     """
     power = min(max(0, len(str(abs(count))) - 1) // 3, len(UNITS) - 1)
     return f"{count / 1000**power:,.{1 if power else 0}f} {UNITS[power]}"
+
+
+def time_words(seconds: float) -> str:
+    """
+    Args:
+        seconds (`float`):
+            A time.
+
+    Returns:
+        `str`: The time as people write it.
+    """
+    if seconds < 99.5:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 5970 else f"{seconds / 3600:.1f} h"
 
 
 def parse_size(size: int | str | None) -> int | None:

@@ -1,9 +1,7 @@
 """A stage of a run: one cut with the place where its entries are kept."""
 
-import logging
-import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +11,8 @@ from hf_transfer_plugin.layers.probe import untouched
 from hf_transfer_plugin.prefix_cache.collating import Shelf
 from hf_transfer_plugin.prefix_cache.cuts import CannotCacheError, Cut
 from hf_transfer_plugin.prefix_cache.describing import describe, weights_digest
-from hf_transfer_plugin.prefix_cache.filling import forecast, row_lengths
+from hf_transfer_plugin.prefix_cache.fill_precision import FillPrecision
 from hf_transfer_plugin.prefix_cache.finding import find_cut
-from hf_transfer_plugin.prefix_cache.folders import RESERVE
 from hf_transfer_plugin.prefix_cache.gains import catches_alike, skipped_share
 from hf_transfer_plugin.prefix_cache.passage import Catcher
 from hf_transfer_plugin.prefix_cache.proving import (
@@ -27,10 +24,9 @@ from hf_transfer_plugin.prefix_cache.proving import (
 )
 from hf_transfer_plugin.prefix_cache.rows import row_digests, row_spans
 from hf_transfer_plugin.prefix_cache.shapes import OutputShapes
-from hf_transfer_plugin.prefix_cache.sizes import size_words
 from hf_transfer_plugin.prefix_cache.store import ActivationStore, store_folder
+from hf_transfer_plugin.prefix_cache.traces import used_above_only
 
-logger = logging.getLogger(__name__)
 # Of the forward pass: less is not worth reading from a disk.
 WORTH = 0.02
 
@@ -50,11 +46,13 @@ class Stage:
         tokens (`tuple[float, ...]`):
             Mean length of a few rows in each part of an entry.
         error (`float`):
-            Relative error of the storage.
+            Relative error of what is stored.
         lazily (`bool`):
             Whether training itself shows what would be stored.
         shapes (`Mapping[str, OutputShapes]`):
             What was learned of the outputs of skipped modules.
+        place (`Place`):
+            Where the model runs, and in which precision its rows are stored.
     """
 
     cut: Cut
@@ -64,11 +62,25 @@ class Stage:
     error: float
     lazily: bool
     shapes: Mapping[str, OutputShapes]
+    place: Place
 
     @property
     def padded(self) -> bool:
         """`bool`: Whether rows can be taken out of a padded batch."""
         return all(part.axis != "own" for part in self.shelf.parts)
+
+    def beside(self, others: Iterable["Stage | None"]) -> "Stage":
+        """
+        Args:
+            others (`Iterable[Stage | None]`):
+                Stages that are in use.
+
+        Returns:
+            `Stage`: The same, on the shelf of one of these that has its rows in the same folders.
+        """
+        folders = [store.folder for store in self.shelf.stores]
+        shelves = (other.shelf for other in others if other is not None)
+        return next((replace(self, shelf=s) for s in shelves if [one.folder for one in s.stores] == folders), self)
 
     @property
     def nbytes(self) -> int:
@@ -84,6 +96,7 @@ class Stage:
             "fed": self.cut.fed,
             "skipped_share": round(self.share, 4),
             "storage_error": self.error,
+            "fill_precision": self.place.fill,
             "folder": str(self.shelf.stores[0].folder),
         }
 
@@ -100,11 +113,14 @@ class Keeping:
             How floats are kept.
         budget (`int` or `None`):
             Bytes that they may take.
+        precision (`FillPrecision`, *optional*):
+            In which precision rows are stored before training.
     """
 
     directory: Path
     storage: str
     budget: int | None
+    precision: FillPrecision = field(default_factory=lambda: FillPrecision("same"))
 
 
 def make_stage(
@@ -151,7 +167,11 @@ def make_stage(
             f"what lies below {cut.fed!r} takes only {share:.1%} of a forward pass, so there is nothing to gain"
         )
     proof = prove_storage(model, cut, rows, collate, place, keeping.storage)
-    weights = weights_digest(model, learning)
+    place, error = keeping.precision.settle(
+        model, cut, proof, rows, collate, place=place, batch_size=batch_size, storage=keeping.storage
+    )
+    # What lies above does not matter: phases that differ there alone have one store.
+    weights = weights_digest(model, learning | used_above_only(model, cut.fed, probes))
     # The last bit depends on the shape of the batch; only here does it matter.
     rows_at_once = batch_size if keeping.storage == "float32" else None
     stores = []
@@ -166,7 +186,7 @@ def make_stage(
     lazily = all(part.axis != "own" for part in proof.parts) and catches_alike(model, cut, learning, probes[0])
     shelf = Shelf(addresses, proof.parts, tuple(stores), tuple(sorted(proof.widths.items())))
     _refuse_other(model, shelf, on_device(collate(list(rows)), place.device), place, keeping.storage)
-    return Stage(replace(cut, addresses=addresses), shelf, share, proof.tokens, proof.error, lazily, proof.shapes)
+    return Stage(replace(cut, addresses=addresses), shelf, share, proof.tokens, error, lazily, proof.shapes, place)
 
 
 def _refuse_other(model: nn.Module, shelf: Shelf, batch: Mapping[str, Any], place: Place, storage: str) -> None:
@@ -189,65 +209,3 @@ def _refuse_other(model: nn.Module, shelf: Shelf, batch: Mapping[str, Any], plac
             f"what is stored in '{folder}' is not what the model makes now (off by {far:.1e}), as if its code had "
             f"changed; `hf-transfer-plugin cache clear {folder.name}` clears it"
         )
-
-
-def that_fit(
-    stages: Mapping[str, Stage], steps: Mapping[str, int], dataset: Any, views: int, keeping: Keeping
-) -> tuple[list[str], list[str]]:
-    """
-    Chooses what to store, first what saves most for a byte.
-
-    Args:
-        stages (`Mapping[str, Stage]`):
-            The stages of a run by name.
-        steps (`Mapping[str, int]`):
-            Steps of each.
-        dataset (`Dataset`):
-            The rows.
-        views (`int`):
-            Views of each row.
-        keeping (`Keeping`):
-            How and where activations are kept.
-
-    Returns:
-        `tuple[list[str], list[str]]`: Names of those that the budget and the disk hold, and for each of the others a
-        reason.
-    """
-    lengths, rows = row_lengths(dataset), len(dataset) * views
-    needs = {
-        name: forecast(stage.shelf.parts, stage.tokens, keeping.storage, rows, lengths)
-        for name, stage in stages.items()
-    }
-    held = sum(stage.nbytes for stage in stages.values())
-    room = room_in(keeping.directory, None if keeping.budget is None else max(0, keeping.budget - held))
-    chosen, reasons = [], []
-    for name in sorted(stages, key=lambda name: -steps[name] * stages[name].share / max(needs[name], 1)):
-        more = max(0, needs[name] - stages[name].nbytes)
-        if more <= room:
-            room -= more
-            chosen.append(name)
-            continue
-        reasons.append(
-            f"what {rows:,} rows make below {name!r} takes {size_words(needs[name])}, but there is room for "
-            f"{size_words(room)} in '{keeping.directory}'"
-        )
-    total = sum(needs[name] for name in chosen)
-    if chosen:
-        logger.info("The frozen layers' work on %s rows takes %s.", f"{rows:,}", size_words(total))
-    return chosen, reasons
-
-
-def room_in(directory: Path, budget: int | None) -> int:
-    """
-    Args:
-        directory (`Path`):
-            Where caches are kept; it need not exist yet.
-        budget (`int`, *optional*):
-            Bytes that one may take.
-
-    Returns:
-        `int`: Bytes that may be written there.
-    """
-    there = next(parent for parent in (directory, *directory.absolute().parents) if parent.exists())
-    free = max(0, shutil.disk_usage(there).free - RESERVE)
-    return free if budget is None else min(free, budget)

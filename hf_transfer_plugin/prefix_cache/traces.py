@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
 from hf_transfer_plugin.layers import parameters_by_name
 from hf_transfer_plugin.layers.probe import untouched
@@ -69,6 +71,73 @@ def trace(model: nn.Module, inputs: Mapping[str, Any]) -> Trace:
         for handle in handles:
             handle.remove()
     return found
+
+
+def used_above_only(model: nn.Module, fed: str, probes: Sequence[Mapping[str, Any]]) -> frozenset[str]:
+    """
+    What changes nothing below a cut. In doubt a parameter is left out: if a module that holds it is called before, or
+    in no pass that is seen (an adapter of another language, an expert), or if any operation before reads it, as where
+    a weight is tied or a module takes that of another.
+
+    Args:
+        model (`nn.Module`):
+            The model; left as it was.
+        fed (`str`):
+            Name of the first module above the cut.
+        probes (`Sequence[Mapping[str, Any]]`):
+            Batches on the model's device.
+
+    Returns:
+        `frozenset[str]`: Names of the parameters that only modules above read.
+    """
+    holders: dict[str, list[str]] = {}
+    names = {id(p): name for name, p in parameters_by_name(model).items()}
+    for holder, module in model.named_modules():
+        for p in module.parameters(recurse=False):
+            holders.setdefault(names[id(p)], []).append(holder)
+    found = set(holders)
+    for probe in probes:
+        reading = _Reading()
+        handle = model.get_submodule(fed).register_forward_pre_hook(reading.end)
+        try:
+            with reading:
+                order = trace(model, probe).order
+        finally:
+            handle.remove()
+        above = set(order[order.index(fed) :]) - set(order[: order.index(fed)])
+        found = {name for name in found if above.issuperset(holders[name])}
+        found -= {name for name, p in parameters_by_name(model).items() if reading.may_have_read(p)}
+    return frozenset(found)
+
+
+class _Reading(TorchDispatchMode):
+    """Which tensors operations read until `end` is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: set[int | None] = set()
+        self._ended = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not self._ended:
+            tensors = (leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, torch.Tensor))
+            self._seen |= {_memory(tensor) for tensor in tensors}
+        return func(*args, **(kwargs or {}))
+
+    def end(self, module: nn.Module, args: Any) -> None:
+        self._ended = True
+
+    def may_have_read(self, tensor: torch.Tensor) -> bool:
+        """Whether one was read that shares its memory; of what does not tell where it lies, any may be it."""
+        memory = _memory(tensor)
+        return memory is None or memory in self._seen
+
+
+def _memory(tensor: torch.Tensor) -> int | None:
+    try:
+        return tensor.untyped_storage().data_ptr() or None
+    except RuntimeError:  # A tensor without memory of its own, as some quantized ones.
+        return None
 
 
 def first_live(model: nn.Module, learning: frozenset[str], still: Sequence[nn.Module], seen: Trace) -> str:
