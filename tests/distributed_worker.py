@@ -398,8 +398,8 @@ def caching(out, rank):
             }
     with pytest.MonkeyPatch.context() as patch:
         if rank:
-            patch.setattr("hf_transfer_plugin.trainer.caching._probe_rows", lambda *args: [{"input_ids": 3}])
-            patch.setattr("hf_transfer_plugin.trainer.caching._never_the_same", lambda *args: "rank 1 cannot")
+            patch.setattr("hf_transfer_plugin.trainer.caching.probe_rows", lambda *args: [{"input_ids": 3}])
+            patch.setattr("hf_transfer_plugin.trainer.caching.never_the_same", lambda *args: "rank 1 cannot")
         cache = FrozenPrefixCache(out / "refused", storage="float32")
         again, _ = cached(out / "refused", strategies["frozen"], cache)
     sums, _ = cached(out / "live", strategies["frozen"], None)

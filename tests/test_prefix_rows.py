@@ -8,7 +8,7 @@ from hf_transfer_plugin.prefix_cache.entries import Part, join_rows, make_parts,
 from hf_transfer_plugin.prefix_cache.finding import find_cut
 from hf_transfer_plugin.prefix_cache.passage import Address
 from hf_transfer_plugin.prefix_cache.proving import Place, prove_storage
-from hf_transfer_plugin.prefix_cache.rows import Span, row_digests, row_spans
+from hf_transfer_plugin.prefix_cache.rows import Span, row_digests, row_spans, span_along
 from hf_transfer_plugin.prefix_cache.storage import Slot
 from tests.tiny_prefixes import MAKERS, images, prefix, text, upper, wav2vec2, waves
 
@@ -70,6 +70,29 @@ def test_labels_matter_where_they_are_inputs():
     assert row_digests(batch, with_labels=True) == row_digests(wider, with_labels=True)
 
 
+def test_answers_as_wide_as_their_texts_are_told_apart_to_the_end():
+    texts = text([3, 3])
+    labels = torch.tensor([[5, 6, 7, 8, 9], [5, 6, 7, 8, 4]])
+    same = {name: value[:1].expand(2, -1) for name, value in texts.items()}
+    wide = {name: torch.nn.functional.pad(value, (0, 2)) for name, value in same.items()}
+    one, other = row_digests({**wide, "labels": labels}, with_labels=True)
+    assert one != other
+    # As in a batch in which they are not equally wide.
+    assert row_digests({**same, "labels": labels}, with_labels=True) == [one, other]
+    moved = torch.tensor([[-100, 5, 6], [5, 6, -100]])
+    assert len(set(row_digests({**same, "labels": moved}, with_labels=True))) == 2
+    left = {name: torch.nn.functional.pad(value, (4, 0)) for name, value in same.items()}
+    padded_left = torch.nn.functional.pad(moved, (4, 0), value=-100)
+    assert row_digests({**left, "labels": padded_left}, with_labels=True) == row_digests(
+        {**same, "labels": moved}, with_labels=True
+    )
+
+
+def test_rows_that_are_masked_whole_are_told_apart():
+    batch = {"input_ids": torch.tensor([[1, 2, 3], [1, 2, 4]]), "attention_mask": torch.zeros(2, 3)}
+    assert len(set(row_digests(batch))) == 2
+
+
 def test_pixels_count_by_value_and_by_type():
     pixels = torch.randn(2, 3, 4, 4)
     digests = row_digests({"pixel_values": pixels})
@@ -110,10 +133,19 @@ def test_spans_are_read_off_the_masks_and_labels():
     assert row_spans(batch) == {"tokens": Span((0, 1), (2, 3), 4), "targets": Span((0, 0), (4, 4), 5)}
     batch["decoder_attention_mask"] = torch.tensor([[1, 1, 1], [1, 0, 0]])
     assert row_spans(batch)["targets"] == Span((0, 0), (3, 1), 3)
-    # Labels beside each token have the length of the text.
-    assert set(row_spans({"attention_mask": torch.ones(2, 5), "labels": batch["labels"]})) == {"tokens"}
+    # Labels beside each token may be those of the tokens; if they lie where no token is, they are answers.
+    assert list(row_spans({"attention_mask": torch.ones(2, 5), "labels": batch["labels"]})) == ["tokens", "targets"]
+    shorter = {"attention_mask": torch.tensor([[0, 1, 1, 0, 0], [1, 1, 0, 0, 0]]), "labels": batch["labels"]}
+    spans = row_spans(shorter)
+    assert list(spans) == ["targets", "tokens"]
+    assert span_along("both", spans) == Span((0, 0), (4, 4), 5)
+    assert span_along("tokens", spans) == Span((1, 0), (2, 2), 5)
+    assert span_along("both", row_spans({**shorter, "labels": torch.tensor([0, 1])})) is None
+    assert span_along(None, spans) is None
     assert row_spans({"pixel_values": torch.ones(2, 3), "labels": torch.tensor([0, 1])}) == {}
-    assert row_spans({"attention_mask": torch.zeros(1, 3)}) == {"tokens": Span((0,), (0,), 3)}
+    # Of a row that is masked whole all counts, as it attends to padding.
+    assert row_spans({"attention_mask": torch.zeros(1, 3)}) == {"tokens": Span((0,), (3,), 3)}
+    assert row_spans({"labels": torch.full((1, 3), -100)}) == {"targets": Span((0,), (0,), 3)}
 
 
 # From batches to rows and back

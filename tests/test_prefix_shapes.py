@@ -164,6 +164,25 @@ def test_recomputation_in_the_backward_pass_is_fed_too():
     assert kept.below.weight.grad is None
 
 
+def test_each_of_several_passes_runs_again_in_the_backward_pass_as_it_ran():
+    """A second batch, fed or not, between a forward pass and its backward pass: each is differentiated as it was."""
+    plain, kept = Stack(), Stack(checkpointed=True)
+    kept.load_state_dict(plain.state_dict())
+    x, values = torch.randn(5, 3), (torch.randn(5, 4), torch.randn(5, 4))
+    live = plain.above(plain.below(x).detach())
+    (plain.above(values[0]).square().sum() + live.pow(3).sum() + plain.above(values[1]).sum()).backward()
+    kept.below.requires_grad_(False)
+    with Passage(kept, "above", ["below"]).installed() as passage:
+        passage.watch({"x": x})
+        first = passage.run({"x": x}, {IN: values[0]})
+        passage.release()
+        live = kept(x)
+        second = passage.run({"x": x}, {IN: values[1]})
+        passage.release()
+        (first.square().sum() + live.pow(3).sum() + second.sum()).backward()
+    torch.testing.assert_close(plain.above.weight.grad, kept.above.weight.grad)
+
+
 def test_of_a_module_that_runs_several_times_the_first_call_alone_is_fed():
     class Twice(Stack):
         def forward(self, x):

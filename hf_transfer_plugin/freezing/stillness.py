@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from hf_transfer_plugin.layers import parameters_by_name
+from hf_transfer_plugin.layers.hands import OwnHook, OwnMethod
 
 
 class FrozenModules:
@@ -38,10 +39,10 @@ class FrozenModules:
         if self._keep_dropout:
             modules = [m for module in modules for m in module.modules() if hasattr(m, "running_mean")]
         for module in modules:
-            self._handles.append(module.register_forward_pre_hook(_be_still, prepend=True))
+            self._handles.append(module.register_forward_pre_hook(OwnHook(_be_still), prepend=True))
             if "train" not in module.__dict__:
                 module.eval()
-                module.__dict__["train"] = partial(_stay, module)
+                module.__dict__["train"] = OwnMethod(module, "train", partial(_stay, module))
                 self._held.append(module)
 
     def release(self) -> None:

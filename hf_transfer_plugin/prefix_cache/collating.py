@@ -1,5 +1,6 @@
 """The collator that brings stored activations along: in a data loader's workers, reading overlaps with computing."""
 
+import logging
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,12 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 import xxhash
+from datasets import Dataset
 
 from hf_transfer_plugin.prefix_cache.entries import Part, join_rows
 from hf_transfer_plugin.prefix_cache.passage import Address
 from hf_transfer_plugin.prefix_cache.rows import Span, row_digests, row_spans
 from hf_transfer_plugin.prefix_cache.store import ActivationStore
 
+logger = logging.getLogger(__name__)
 # What a batch carries for the model's hook; the model itself never sees it.
 KEY = "frozen_prefix"
 
@@ -47,9 +50,10 @@ class Shelf:
                 Where the rows of a batch lie in it.
 
         Returns:
-            `bool`: Whether it is padded as that was proved.
+            `bool`: Whether it is padded as that was proved. Rows without labels may be read where none has targets.
         """
-        return all(axis in spans and spans[axis].width == width for axis, width in self.widths)
+        used = {"tokens", *(part.axis for part in self.parts)}
+        return all(axis in spans and spans[axis].width == width for axis, width in self.widths if axis in used)
 
     def missing(self, digests: Sequence[bytes]) -> list[int]:
         """
@@ -115,7 +119,7 @@ class CachingCollator:
     """
 
     def __init__(self, collate: Any, shelves: Shelves) -> None:
-        self.collate, self.shelves = collate, shelves
+        self.collate, self.shelves, self._warned = collate, shelves, False
 
     def __call__(self, rows: list[Any]) -> Any:
         """
@@ -128,15 +132,21 @@ class CachingCollator:
         """
         batch = self.collate(rows)
         current = self.shelves.current
-        if not 0 <= current < len(self.shelves.shelves) or not isinstance(batch, Mapping):
-            return batch
+        if 0 <= current < len(self.shelves.shelves) and isinstance(batch, Mapping):
+            try:
+                batch[KEY] = self._brought(batch, current)  # type: ignore[index]
+            except Exception as error:  # noqa: BLE001  other rows than those of the proof may fail in any way
+                if not self._warned:
+                    logger.warning("The prefix cache leaves out batches that it cannot tell (%s).", error)
+                self._warned = True
+        return batch
+
+    def _brought(self, batch: Mapping[str, Any], current: int) -> dict[str, Any]:
         spans = row_spans(batch)
         digests = row_digests(batch, with_labels=True, spans=spans)
         values = self.shelves.shelves[current].read(digests, spans)
         found: dict[str, Any] = {"cut": current, "digests": digests, "spans": spans}
-        found |= {str(i): value for i, value in enumerate(values or ())}
-        batch[KEY] = found  # type: ignore[index]
-        return batch
+        return found | {str(i): value for i, value in enumerate(values or ())}
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name == "collate":
@@ -173,13 +183,33 @@ class SeededViews:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> Any:
-        drawn = xxhash.xxh3_64_intdigest(f"{self.seed}|{int(index)}|{int(self._view[0])}".encode())
+    def __iter__(self) -> Iterator[Any]:
+        return (self[i] for i in range(len(self)))
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "dataset":
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, str):  # A column of a `datasets.Dataset`.
+            return self.dataset[index]
         with kept_random():
-            random.seed(drawn)
-            np.random.seed(drawn % 2**32)
-            torch.random.default_generator.manual_seed(drawn % 2**63)
-            return self.dataset[int(index)]
+            return self._drawn(int(index))
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        if isinstance(self.dataset, Dataset) and self.dataset.format["type"] != "custom":
+            return list(self.dataset.__getitems__(list(indices)))
+        # One by one: what is drawn for a row must not depend on those before it.
+        with kept_random():
+            return [self._drawn(int(index)) for index in indices]
+
+    def _drawn(self, index: int) -> Any:
+        drawn = xxhash.xxh3_64_intdigest(f"{self.seed}|{index}|{int(self._view[0])}".encode())
+        random.seed(drawn)
+        np.random.seed(drawn % 2**32)
+        torch.random.default_generator.manual_seed(drawn % 2**63)
+        return self.dataset[index]
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import torch
 
 from hf_transfer_plugin.prefix_cache.cuts import Cut
 from hf_transfer_plugin.prefix_cache.passage import Address
-from hf_transfer_plugin.prefix_cache.rows import Span, row_spans
+from hf_transfer_plugin.prefix_cache.rows import Span, row_spans, span_along
 from hf_transfer_plugin.prefix_cache.storage import Slot, decode, encode
 
 Passing = Mapping[Address, torch.Tensor]
@@ -21,8 +21,8 @@ class Part:
 
     Args:
         axis (`str` or `None`):
-            What tells how long a row is: `"tokens"`, `"targets"`, or `"own"` where only the tensor itself does; `None`
-            where all are alike.
+            What tells how long a row is: `"tokens"`, `"targets"`, `"both"`, or `"own"` where only the tensor itself
+            does; `None` where all are alike.
         addresses (`tuple[Address, ...]`):
             Where they pass.
         slots (`tuple[Slot, ...]`):
@@ -51,9 +51,12 @@ def make_parts(cut: Cut, passed: Sequence[Passing], batches: Sequence[Mapping[st
     """
     found: dict[Any, list[tuple[Address, Slot]]] = {}
     spans = [row_spans(batch) for batch in batches]
+    encodes = any("encoder" in name for name in (cut.fed, *cut.skipped))
     for address in cut.addresses:
         shapes = [tuple(values[address].shape) for values in passed]
-        axis, dim = _axis(shapes, spans)
+        # Where answers are always as wide as texts, the width does not tell which of them an input of a decoder holds.
+        axes = ("both", "tokens", "targets") if "decoder" in address.module and encodes else ("tokens", "targets")
+        axis, dim = _axis(shapes, spans, axes)
         shape: list[int | None] = list(shapes[0][1:])
         if dim is not None:
             shape[dim - 1] = None
@@ -63,13 +66,16 @@ def make_parts(cut: Cut, passed: Sequence[Passing], batches: Sequence[Mapping[st
     return tuple(Part(axis, *map(tuple, zip(*pairs, strict=True))) for (axis, _), pairs in found.items())
 
 
-def _axis(shapes: list[tuple[int, ...]], spans: list[dict[str, Span]]) -> tuple[str | None, int | None]:
+def _axis(
+    shapes: list[tuple[int, ...]], spans: list[dict[str, Span]], axes: tuple[str, ...]
+) -> tuple[str | None, int | None]:
     dims = range(1, len(shapes[0]))
     varying = [dim for dim in dims if len({shape[dim] for shape in shapes}) > 1]
     # A vector a row may be as wide as a text is long; what has a length has more sizes than that.
     for dim in varying or (dims if len(shapes[0]) > 2 else ()):
-        for axis in ("tokens", "targets"):
-            if all(axis in s and s[axis].width == shape[dim] for s, shape in zip(spans, shapes, strict=True)):
+        for axis in axes:
+            along = [span_along(axis, s) for s in spans]
+            if all(s is not None and s.width == shape[dim] for s, shape in zip(along, shapes, strict=True)):
                 return axis, dim
     return ("own", varying[0]) if varying else (None, None)
 
@@ -88,7 +94,7 @@ def split_rows(part: Part, values: Passing, spans: Mapping[str, Span]) -> list[l
         `list[list[torch.Tensor]]`: For each row its tensors, unpadded.
     """
     rows = len(values[part.addresses[0]])
-    span = spans.get(part.axis or "")
+    span = span_along(part.axis, spans)
     found: list[list[torch.Tensor]] = []
     for i in range(rows):
         entry = []
@@ -121,7 +127,7 @@ def join_rows(
     Raises:
         ValueError: If rows are not as long as the batch says.
     """
-    span = spans.get(part.axis or "")
+    span = span_along(part.axis, spans)
     if span is not None and tuple(lengths) != span.lengths:
         raise ValueError(f"the rows of the batch are {span.lengths} long, but those stored {tuple(lengths)}")
     found = {}

@@ -12,6 +12,9 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from hf_transfer_plugin.prefix_cache.hands import OwnForward, OwnHook
 from hf_transfer_plugin.prefix_cache.shapes import OutputShapes, computed_without_values
 
+# On a placeholder: the tensor that was fed in its place. A backward pass may follow several forward passes.
+_INSTEAD = "_frozen_prefix"
+
 
 @dataclass(frozen=True, order=True)
 class Address:
@@ -115,7 +118,7 @@ class Passage:
         self._values, self._noise, self.running, self._calls, self.was_fed = values, noise, True, 0, False
 
     def rest(self) -> None:
-        """The forward pass is over; recomputation in the backward pass is still fed."""
+        """The forward pass is over; what of it runs again in the backward pass is still fed."""
         self.running = False
 
     def release(self) -> None:
@@ -192,16 +195,23 @@ class Passage:
     def _feed(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         if self._caught is not None and self.fed not in self._caught:
             self._caught[self.fed] = tree_flatten((args, kwargs))[0]
-        # What is checkpointed runs again in the backward pass, and needs the same inputs there.
-        again = not self._repeated and torch._C._current_graph_task_id() != -1
-        if self._values is None or not (self.running or again) or (self._repeated and self._calls):
-            return None
-        self._calls, self.was_fed = self._calls + 1, True
         leaves, spec = tree_flatten((args, kwargs))
+        if self._values is None or not self.running or (self._repeated and self._calls):
+            return self._fed_again(leaves, spec)
+        self._calls, self.was_fed = self._calls + 1, True
         for address, value in self._values.items():
             if not address.output:
-                leaves[address.leaf] = fitted(value, leaves[address.leaf])
+                given = leaves[address.leaf]
+                leaves[address.leaf] = fitted(value, given)
+                if isinstance(given, torch.Tensor):
+                    setattr(given, _INSTEAD, leaves[address.leaf])
         return tree_unflatten(leaves, spec)
+
+    def _fed_again(self, leaves: list[Any], spec: Any) -> Any:
+        """What is checkpointed runs again in the backward pass: each call is given what it was given then, if any."""
+        if torch._C._current_graph_task_id() == -1 or not any(hasattr(leaf, _INSTEAD) for leaf in leaves):
+            return None
+        return tree_unflatten([getattr(leaf, _INSTEAD, leaf) for leaf in leaves], spec)
 
 
 class Catcher:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -39,7 +39,8 @@ def row_spans(batch: Mapping[str, Any]) -> dict[str, Span]:
 
     Returns:
         `dict[str, Span]`: For `"tokens"` by the attention mask; for `"targets"` of an encoder-decoder by its mask or
-        by the labels that are not -100. Without either, none.
+        by the labels that are not -100, also where labels stand beside each token. Without either, none. Targets come
+        first where they are as wide as the tokens, but cannot be labels of these.
     """
     found = {}
     mask = batch.get("attention_mask")
@@ -48,20 +49,52 @@ def row_spans(batch: Mapping[str, Any]) -> dict[str, Span]:
     targets, labels = batch.get("decoder_attention_mask"), batch.get("labels")
     if isinstance(targets, torch.Tensor) and targets.ndim == 2:
         found["targets"] = _span(targets.cpu().numpy() != 0)
-    elif isinstance(labels, torch.Tensor) and labels.ndim == 2 and not labels.is_floating_point():
-        span = _span(labels.cpu().numpy() != -100)
+    elif _one_a_token(labels):
+        starts, ends = _ends(labels.cpu().numpy() != -100)
         # Left out at the start of a text, or a word's later pieces: not the end of the row.
-        ends = tuple(start + length for start, length in zip(span.starts, span.lengths, strict=True))
-        if "tokens" not in found or span.width != found["tokens"].width:
-            found["targets"] = Span((0,) * len(ends), ends, span.width)
-    return found
+        found["targets"] = Span((0,) * len(starts), tuple(ends.tolist()), labels.shape[1])
+    union = span_along("both", found)
+    return found if union in (None, found.get("tokens")) else dict(sorted(found.items()))
+
+
+def span_along(axis: str | None, spans: Mapping[str, Span]) -> Span | None:
+    """
+    Args:
+        axis (`str`, *optional*):
+            `"tokens"`, `"targets"`, or `"both"` for what either holds where they are equally wide.
+        spans (`Mapping[str, Span]`):
+            Where the rows of a batch lie.
+
+    Returns:
+        `Span` or `None`: Where they lie along that axis, if that is known.
+    """
+    if axis != "both":
+        return spans.get(axis or "")
+    one, other = spans.get("tokens"), spans.get("targets")
+    if one is None or other is None or one.width != other.width:
+        return None
+    pairs = zip(one.starts, one.lengths, other.starts, other.lengths, strict=True)
+    # An empty row begins nowhere.
+    held = [[(a, a + n) for a, n in ((a, n), (b, m)) if n] or [(a, a)] for a, n, b, m in pairs]
+    starts = tuple(min(a for a, _ in spans) for spans in held)
+    ends = (max(b for _, b in spans) for spans in held)
+    return Span(starts, tuple(end - start for start, end in zip(starts, ends, strict=True)), one.width)
+
+
+def _one_a_token(labels: Any) -> TypeGuard[torch.Tensor]:
+    return isinstance(labels, torch.Tensor) and labels.ndim == 2 and not labels.is_floating_point()
 
 
 def _span(kept: np.ndarray) -> Span:
-    width = kept.shape[1]
-    starts = kept.argmax(1)
-    ends = np.where(kept.any(1), width - kept[:, ::-1].argmax(1), 0)
-    return Span(tuple(starts.tolist()), tuple(np.maximum(ends - starts, 0).tolist()), width)
+    starts, ends = _ends(kept)
+    # A row of which nothing is kept attends to all alike, padding too.
+    ends = np.where(kept.any(1), ends, kept.shape[1])
+    return Span(tuple(starts.tolist()), tuple((ends - starts).tolist()), kept.shape[1])
+
+
+def _ends(kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each row the first position that is kept, and the one behind the last; 0 and 0 where none is."""
+    return kept.argmax(1), np.where(kept.any(1), kept.shape[1] - kept[:, ::-1].argmax(1), 0)
 
 
 def row_digests(
@@ -98,6 +131,9 @@ def row_digests(
     hashers = [xxhash.xxh3_128() for _ in range(sizes.pop())]
     for name, value in tensors.items():
         array = value.view(torch.int16).numpy() if value.dtype == torch.bfloat16 else value.numpy()
+        if name == "labels" and _one_a_token(value):
+            _add_labels(hashers, array, spans.get("tokens"))
+            continue
         span = packed.get(name) or _fitting(name, array.shape, spans)
         head = f"{name}|{array.dtype}|".encode()
         for i, hasher in enumerate(hashers):
@@ -112,6 +148,15 @@ def row_digests(
         for i, hasher in enumerate(hashers):
             hasher.update(name.encode() + _written(name, value[i] if each else value))
     return [hasher.digest() for hasher in hashers]
+
+
+def _add_labels(hashers: Sequence[Any], labels: np.ndarray, tokens: Span | None) -> None:
+    """Without what is left out before and behind: texts and answers may be equally wide in some batches alone."""
+    for i, (hasher, start, end) in enumerate(zip(hashers, *_ends(labels != -100), strict=True)):
+        first = tokens.starts[i] if tokens is not None and tokens.width == labels.shape[1] else 0
+        inside = first <= start and tokens is not None and end <= first + tokens.lengths[i]
+        hasher.update(f"labels|{labels.dtype}|{start - first if inside else start}|{end - start}|".encode())
+        hasher.update(labels[i, start:end].tobytes())
 
 
 def _written(name: str, value: Any) -> bytes:

@@ -1,27 +1,25 @@
 """The prefix cache in a Trainer: when it starts, what it follows, and where it stays off."""
 
 import functools
+import logging
 import math
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import MutableMapping, Sequence
 from typing import Any
 
 from torch import nn
-from torch.utils.data import IterableDataset
 from transformers import Trainer
 
-from hf_transfer_plugin.callbacks.agreement import uses_reentrant
 from hf_transfer_plugin.callbacks.ranks import anywhere, together
 from hf_transfer_plugin.planning import phase_starts
 from hf_transfer_plugin.prefix_cache import FrozenPrefixCache
 from hf_transfer_plugin.prefix_cache.collating import KEY, SeededViews, kept_random
 from hf_transfer_plugin.prefix_cache.cuts import CannotCacheError
-from hf_transfer_plugin.prefix_cache.filling import row_lengths
-from hf_transfer_plugin.prefix_cache.rows import row_digests, row_spans
 from hf_transfer_plugin.schedules import LinearProbeThenFineTune
+from hf_transfer_plugin.trainer.cacheable import never_the_same, probe_rows, refusal_of
 
-# Rows looked at to find short and long ones, and rows of the proofs.
-_LOOKED_AT, _PROBED = 64, 5
-_TOO_SHORT = "less than an epoch has a frozen part, so no row would be read twice"
+logger = logging.getLogger(__name__)
+_TOO_SHORT = "less than an epoch for each view has a frozen part, so no row would be read twice"
+_UNTOLD = "`dataloader_persistent_workers` keeps workers that do not know what began to be stored after them"
 Phases = list[tuple[frozenset[str], int]]
 
 
@@ -83,16 +81,23 @@ class PrefixCaching:
 
     def _end_with_train(self) -> None:
         """Takes the hands off the model when training breaks off, too."""
-        train, cache = self.trainer.train, self.cache
+        train = self.trainer.train
 
         @functools.wraps(train)
         def trained(*args: Any, **kwargs: Any) -> Any:
             try:
                 return train(*args, **kwargs)
             finally:
-                cache.close()
+                self.end()
 
         self.trainer.train = trained
+
+    def end(self) -> None:
+        """Takes the hands off the model. A disk that fails by now breaks no training, and hides no error of it."""
+        try:
+            self.cache.close()
+        except (OSError, ValueError) as error:
+            logger.warning("Not all that the frozen layers made could be stored: %s", error)
 
     def begin(self, state: Any, model: nn.Module, groups: Any, loader: Any) -> None:
         """
@@ -111,11 +116,11 @@ class PrefixCaching:
         args = self.trainer.args
         self.cache.begin(model, args.device, self.trainer.accelerator.mixed_precision)
         self._data = None
-        refusal = _refusal(self.trainer, model, loader, keep_dropout=self._keep_dropout)
+        refusal = refusal_of(self.trainer, model, loader, keep_dropout=self._keep_dropout)
         if refusal is None:
             with kept_random():
-                rows = together(lambda: _probe_rows(loader.dataset, loader.collate_fn))
-                refusal = together(lambda: _never_the_same(loader, rows, self.cache))
+                rows = together(lambda: probe_rows(loader.dataset, loader.collate_fn))
+                refusal = together(lambda: never_the_same(loader, rows, self.cache.views))
         if anywhere(refusal is not None, args.device):
             self.cache.turn_off(refusal or "another process cannot use it")
             return
@@ -144,6 +149,10 @@ class PrefixCaching:
         args = self.trainer.args
         return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
 
+    def _is_short(self, phases: Phases, dataset: Any) -> bool:
+        """Whether no view of a row would be read more often than it is stored."""
+        return sum(steps for _, steps in phases) * self._rows_a_step() < len(dataset) * self.cache.views
+
     def _drop_what_others_lack(self, phases: Phases) -> None:
         for learning in dict.fromkeys(learning for learning, _ in phases):
             if anywhere(not self.cache.has(learning), self.trainer.args.device):
@@ -154,7 +163,7 @@ class PrefixCaching:
         args, cache = self.trainer.args, self.cache
         assert self._data is not None
         dataset, collate, rows = self._data
-        if sum(steps for _, steps in phases) * self._rows_a_step() < len(dataset):
+        if self._is_short(phases, dataset):
             for learning, _ in phases:
                 cache.drop(learning)
             return _TOO_SHORT
@@ -164,7 +173,7 @@ class PrefixCaching:
             used = [(learning, steps) for learning, steps in phases if cache.has(learning)]
             if not used:
                 return reasons[0] if reasons else "another process cannot use it"
-            if sum(steps for _, steps in used) * self._rows_a_step() < len(dataset):
+            if self._is_short(used, dataset):
                 return _TOO_SHORT
             reason = together(lambda: self._why_not_stored(used))
             if anywhere(reason is not None, args.device):
@@ -209,8 +218,24 @@ class PrefixCaching:
             if unknown and not anywhere(not self.cache.report["used"], self.trainer.args.device):
                 # As it is now, the model must run itself.
                 self.cache.rest()
-                self._find_and_fill([(learning, self._steps_of(state, learning))])
+                self._find_late(learning, self._steps_of(state, learning))
         self.cache.follow(learning)
+
+    def _find_late(self, learning: frozenset[str], steps: int) -> None:
+        """What fails now ends the cache, and not the training."""
+        args = self.trainer.args
+        reason: str | None = _UNTOLD
+        if args.dataloader_num_workers and args.dataloader_persistent_workers:
+            self.cache.drop(learning)
+        else:
+            try:
+                reason = self._find_and_fill([(learning, steps)])
+            except ValueError as error:
+                self.cache.drop(learning)
+                reason = str(error).rstrip(".")
+        if reason is not None:
+            logger.warning("Not cached from here on: %s.", reason)
+            self.cache.report["reason"] = self.cache.report["reason"] or reason
 
     def _steps_of(self, state: Any, learning: frozenset[str]) -> int:
         """Steps of the phase that begins now; where it could not be foreseen, all that are left."""
@@ -250,74 +275,3 @@ def _foreseen(phases: Phases) -> Phases:
             found.append((learning, steps))
         learned |= learning
     return found
-
-
-def _refusal(trainer: Trainer, model: nn.Module, loader: Any, *, keep_dropout: bool) -> str | None:
-    """What is known without a look at the model's work."""
-    args, config = trainer.args, getattr(model, "config", None)
-    parts = [config, *(part for part in vars(config).values() if hasattr(part, "to_dict"))] if config else []
-
-    def set_to(*names: str) -> str | None:
-        return next((name for part in parts for name in names if getattr(part, name, None)), None)
-
-    dropped = set_to("layerdrop", "encoder_layerdrop", "decoder_layerdrop")
-    handed = set_to("output_hidden_states", "output_attentions")
-    masked = set_to("apply_spec_augment") and set_to("mask_time_prob", "mask_feature_prob")
-    data = loader.dataset
-    reasons = {
-        "the data is a stream without length": isinstance(data, IterableDataset) or not hasattr(data, "__len__"),
-        "`keep_dropout` lets the frozen layers drop out, so they never say the same twice": keep_dropout,
-        "NEFTune adds noise below the frozen layers": bool(args.neftune_noise_alpha),
-        "`torch_compile` makes one program of the whole model": args.torch_compile,
-        "FSDP and DeepSpeed divide the frozen layers": trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled,
-        "several devices of one process (`DataParallel`) share no activations; use torchrun": args.n_gpu > 1,
-        f"`config.{handed}` hands on what the skipped layers would make; set it to False": handed is not None,
-        "reentrant checkpointing differentiates a block only if its inputs are; use `use_reentrant=False`": (
-            bool(args.activation_checkpointing) and uses_reentrant(args)
-        ),
-        f"`config.{dropped}` leaves out layers at random; set it to 0": dropped is not None,
-        "SpecAugment masks what the frozen layers see; set `config.apply_spec_augment` to False": bool(masked),
-    }
-    return next((reason for reason, applies in reasons.items() if applies), None)
-
-
-def _probe_rows(dataset: Any, collate: Any) -> list[Any]:
-    """A few rows of different length, the shortest first."""
-    some = list(range(min(len(dataset), _LOOKED_AT)))
-    lengths: Any = row_lengths(dataset)
-    if lengths is None:
-        lengths = _collated_lengths(dataset, some, collate)
-    if lengths is not None:
-        some.sort(key=lambda i: lengths[i])
-        last = len(some) - 1
-        some = [some[round(i * last / (_PROBED - 1))] for i in range(_PROBED)]
-    return [dataset[i] for i in dict.fromkeys(some[:_PROBED])]
-
-
-def _collated_lengths(dataset: Any, some: Sequence[int], collate: Any) -> dict[int, int] | None:
-    """Tokens of some rows, where a batch tells how long each is."""
-    found = {}
-    for i in some:
-        batch = collate([dataset[i]])
-        span = row_spans(batch).get("tokens") if isinstance(batch, Mapping) else None
-        if span is None:
-            return None
-        found[i] = span.lengths[0]
-    return found
-
-
-def _never_the_same(loader: Any, rows: Sequence[Any], cache: FrozenPrefixCache) -> str | None:
-    """Why a row cannot be known again; `None` where it can."""
-    try:
-        first, second = (row_digests(loader.collate_fn(list(rows))) for _ in range(2))
-    except (ValueError, AttributeError, TypeError) as error:
-        return f"the rows of a batch cannot be told apart ({error})"
-    if first != second:
-        return "the collator makes other batches of the same rows each time, as masking does"
-    again = row_digests(loader.collate_fn(_probe_rows(loader.dataset, loader.collate_fn)))
-    if again != first:
-        return (
-            "the rows are others each time they are read, as random augmentation makes them; keep a number of views "
-            "of each with `FrozenPrefixCache(views=...)`"
-        )
-    return None
