@@ -410,6 +410,36 @@ def caching(out, rank):
     return found
 
 
+def ordered(out, rank):
+    """Runs with rows sorted within each step beside those without: the rows each process saw, and what came of it."""
+    found, weights = {}, {}
+    for count in (40, 36):
+        for sort in (False, True):
+            watch, seen = Weights(), []
+            changes = {"cell": ("full", "sgd", 2, False), "batch": 4, "eval_strategy": "no"}
+            trainer = make_trainer(out / "order", callbacks=[watch], num_train_epochs=2, max_steps=-1, **changes)
+            trainer.train_dataset = [
+                {"input_ids": [3 + i] + [5] * (7 * i % 23), "attention_mask": [1] * (1 + 7 * i % 23), "labels": i % 2}
+                for i in range(count)
+            ]
+
+            def collate(rows, seen=seen):
+                seen.append([row["input_ids"][0] - 3 for row in rows])
+                longest = max(len(row["input_ids"]) for row in rows)
+                pad = lambda name: [row[name] + [0] * (longest - len(row[name])) for row in rows]
+                batch = {name: torch.tensor(pad(name)) for name in ("input_ids", "attention_mask")}
+                return {**batch, "labels": torch.tensor([row["labels"] for row in rows])}
+
+            trainer.data_collator = collate
+            attach(trainer, schedule=full(), sort_micro_batches=sort)
+            seen.clear()
+            trainer.train()
+            weights[sort] = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+            found[f"{count} {sort}"] = {"batches": list(seen), "sums": watch.sums}
+        found[f"{count} worst"] = max(float((weights[True][k] - weights[False][k]).abs().max()) for k in weights[True])
+    return found
+
+
 # FSDP without Trainer: accelerate ignores it on CPU
 
 

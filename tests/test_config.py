@@ -64,6 +64,7 @@ def test_all_faults_are_told_at_once():
         "stride": 0,
         "max_target_length": -1,
         "prefix_cache": "yes",
+        "sort_micro_batches": "yes",
     }
     with pytest.raises(ConfigError) as caught:
         TransferConfig(**faulty)
@@ -92,6 +93,7 @@ def test_all_faults_are_told_at_once():
         ({"max_length": 0}, "`max_length` must be a whole number"),
         ({"early_stopping_patience": 0}, "`early_stopping_patience` must be a whole number"),
         ({"trust_remote_code": "false"}, "`trust_remote_code` must be true or false, but got 'false'"),
+        ({"sort_micro_batches": 1}, "`sort_micro_batches` must be true or false, but got 1"),
         ({"strategy": "lpft"}, "`strategy` must name one of full, .*, but got 'lpft'"),
         ({"strategy": {"k": 3}}, "`strategy` must name one of full, .*, but got None"),
         ({"prefix_cache": ""}, "`prefix_cache` must be auto, off or a folder, but got ''"),
@@ -119,6 +121,7 @@ def test_wrong_values_are_refused(change, message):
         {"strategy": {"name": "freeze-first", "k": 3}},
         {"learning_rates": ' {"name": "layerwise-decay", "decay": 0.9}'},
         {"prefix_cache": "auto"},
+        {"sort_micro_batches": True},
         {"prefix_cache": "~/not/there/yet"},
     ],
 )

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,11 @@ def cells(launch):
 @pytest.fixture(scope="module")
 def caching(launch):
     return launch("caching")
+
+
+@pytest.fixture(scope="module")
+def order(launch):
+    return launch("ordered", timeout=120)[1]
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: "-".join(map(str, cell)))
@@ -150,3 +156,28 @@ def test_a_process_that_cannot_cache_turns_it_off_on_all(caching):
         assert found["one refuses"]["same"]
         assert not found["one refuses"]["report"]["used"]
         assert "The prefix cache needs a folder that it can write to, but got" in found["one cannot write"]
+
+
+@pytest.mark.parametrize("count", [40, 36])
+def test_two_processes_take_the_same_rows_in_each_step_when_these_are_sorted(order, count):
+    """Steps of 2 x 2 micro-batches of 4; of 36 rows, the last batches are filled up with the epoch's first."""
+    ranks = [[found[f"{count} {sort}"] for found in order] for sort in (False, True)]
+    for one, other in ranks:
+        assert one["sums"] == other["sums"]
+
+    def steps(sort):
+        batches = [found["batches"] for found in ranks[sort]]
+        epoch = len(batches[0]) // 2
+        starts = [e * epoch + i for e in (0, 1) for i in range(0, epoch, 2)]
+        ends = [min(s + 2, (s // epoch + 1) * epoch) for s in starts]
+        return [[r for both in zip(*(b[s:e] for b in batches), strict=True) for rows in both for r in rows]
+                for s, e in zip(starts, ends, strict=True)]  # fmt: skip
+
+    drawn, found = steps(False), steps(True)
+    assert [Counter(rows) for rows in found] == [Counter(rows) for rows in drawn]
+    lengths = [1 + 7 * i % 23 for i in range(count)]
+    ordered = [rows == sorted(rows, key=lambda row: -lengths[row]) for rows in found]
+    assert len(found) == 6
+    assert ordered == [count == 40, True, False] * 2
+    assert found[2] == drawn[2]
+    assert order[0][f"{count} worst"] < 1e-6

@@ -87,7 +87,8 @@ def parse(argv: Sequence[str]) -> tuple[TransferConfig, Any, set[str]]:
     if values["load_best_model_at_end"] and values["eval_strategy"] != "no" and "save_strategy" not in explicit:
         values["save_strategy"] = values["eval_strategy"]
     config = TransferConfig(**{f.name: values[f.name] for f in dataclasses.fields(TransferConfig)})
-    defaults = default_arguments(TASKS[config.task], config.adapter_spec)
+    sort = config.sort_micro_batches
+    defaults = default_arguments(TASKS[config.task], config.adapter_spec, sort_micro_batches=sort)
     own = {name: value for name, value in defaults.items() if DEFAULT_ARGUMENTS.get(name) != value}
     values |= {name: value for name, value in own.items() if name not in explicit}
     names = [f.name for f in dataclasses.fields(Seq2SeqTrainingArguments) if f.init]

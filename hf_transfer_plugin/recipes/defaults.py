@@ -31,19 +31,24 @@ DEFAULT_ARGUMENTS: dict[str, Any] = {
 }
 
 
-def default_arguments(task: Task, adapter: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def default_arguments(
+    task: Task, adapter: Mapping[str, Any] | None = None, *, sort_micro_batches: bool = False
+) -> dict[str, Any]:
     """
     Args:
         task (`Task`):
             May have defaults of its own.
         adapter (`dict`, *optional*):
             An adapter learns at a rate of its own.
+        sort_micro_batches (`bool`, *optional*, defaults to `False`):
+            Rows are drawn at random, where what is drawn is sorted.
 
     Returns:
         `dict[str, Any]`: The arguments that differ from Trainer's.
     """
     rate = {} if adapter is None else {"learning_rate": learning_rate_of(dict(adapter))}
-    return {**DEFAULT_ARGUMENTS, **task.arguments, **rate}
+    drawn = {"train_sampling_strategy": "random"} if sort_micro_batches else {}
+    return {**DEFAULT_ARGUMENTS, **task.arguments, **rate, **drawn}
 
 
 def with_defaults(
@@ -51,6 +56,8 @@ def with_defaults(
     explicit: Collection[str] = (),
     task: Task = TEXT_CLASSIFICATION,
     adapter: Mapping[str, Any] | None = None,
+    *,
+    sort_micro_batches: bool = False,
 ) -> TrainingArguments:
     """
     Puts the measured defaults in the place of Trainer's own.
@@ -64,6 +71,8 @@ def with_defaults(
             May have defaults of its own.
         adapter (`dict`, *optional*):
             An adapter learns at a rate of its own.
+        sort_micro_batches (`bool`, *optional*, defaults to `False`):
+            Rows are drawn at random, where what is drawn is sorted.
 
     Returns:
         `TrainingArguments`: A copy.
@@ -71,7 +80,7 @@ def with_defaults(
     own = {f.name: f.default for f in dataclasses.fields(args) if f.init}
     changes = {
         name: value
-        for name, value in default_arguments(task, adapter).items()
+        for name, value in default_arguments(task, adapter, sort_micro_batches=sort_micro_batches).items()
         if name not in explicit and getattr(args, name) == own.get(name)
     }
     if args.load_best_model_at_end and args.save_strategy != "best":

@@ -124,6 +124,7 @@ def finetune(
         cache=cache,
         groups=prepared.groups,
         keep_dropout=config.keep_dropout,
+        sort_micro_batches=config.sort_micro_batches,
     )
     together(write_config)
     started, cpu_started = time.perf_counter(), time.process_time()

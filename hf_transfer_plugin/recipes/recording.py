@@ -62,6 +62,8 @@ def start_record(prepared: Any) -> TransferRecord:
     local = Path(config.model).expanduser().is_dir()
     dataset_local = not prepared.loaded or Path(config.dataset).expanduser().exists()
     values = {name: getattr(args, name) for name in ARGUMENTS}
+    if config.sort_micro_batches:
+        values["sort_micro_batches"] = True
     # A path of this machine must not reach a card.
     name = Path(config.model).expanduser().resolve().name if local else config.model
     return TransferRecord(

@@ -23,6 +23,7 @@ from hf_transfer_plugin.prefix_cache import FrozenPrefixCache
 from hf_transfer_plugin.trainer.caching import PrefixCaching
 from hf_transfer_plugin.trainer.loss_scale import mend_loss_scale, scale_matters, share_of_mean
 from hf_transfer_plugin.trainer.optimizer import make_ready, optimizer_factory
+from hf_transfer_plugin.trainer.ordering import order_steps
 from hf_transfer_plugin.trainer.precision import warn_of_half_weights
 from hf_transfer_plugin.trainer.refusals import prepare_ddp, refuse_combinations, refuse_flattened
 
@@ -109,6 +110,7 @@ def attach(
     cache: FrozenPrefixCache | None = None,
     groups: LayerGroups | None = None,
     keep_dropout: bool = False,
+    sort_micro_batches: bool = False,
 ) -> LayerGroups:
     """
     Gives any Trainer freezing, an unfreezing schedule and layer-wise learning rates.
@@ -132,6 +134,9 @@ def attach(
         keep_dropout (`bool`, *optional*, defaults to `False`):
             Let frozen layers drop out as in training, as those beneath adapters always do; their BatchNorm stays still
             all the same.
+        sort_micro_batches (`bool`, *optional*, defaults to `False`):
+            Sort the rows of each optimizer step by length before they are cut into micro-batches, so that less is
+            padded. The step's rows and, dropout apart, its gradient stay the same.
 
     Returns:
         `LayerGroups`: The layer groups in use.
@@ -146,8 +151,10 @@ def attach(
     >>> trainer.train()
     ```
     """
-    if schedule is None and learning_rates is None and not terms and cache is None:
-        raise ValueError("Nothing to attach: pass `schedule=`, `learning_rates=`, `terms=` or `cache=`.")
+    if schedule is None and learning_rates is None and not terms and cache is None and not sort_micro_batches:
+        raise ValueError(
+            "Nothing to attach: pass `schedule=`, `learning_rates=`, `terms=`, `cache=` or `sort_micro_batches=`."
+        )
     model, device = trainer.model, trainer.args.device
     chosen = schedule if schedule is not None else _as_found(model)
 
@@ -172,6 +179,8 @@ def attach(
         trainer.terms = tuple(terms)
         for term in terms:
             term.prepare(model)
+    if sort_micro_batches:
+        together(lambda: order_steps(trainer, ever_learning_names(chosen, model, found)))
     return found
 
 

@@ -28,6 +28,8 @@ class TransferMixin:
             See [`attach`].
         keep_dropout (`bool`, *optional*, defaults to `False`):
             See [`attach`].
+        sort_micro_batches (`bool`, *optional*, defaults to `False`):
+            See [`attach`].
     """
 
     terms: tuple[LossTerm, ...] = ()
@@ -41,10 +43,11 @@ class TransferMixin:
         terms: Sequence[LossTerm] = (),
         groups: LayerGroups | None = None,
         keep_dropout: bool = False,
+        sort_micro_batches: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        if schedule is not None or learning_rates is not None or terms:
+        if schedule is not None or learning_rates is not None or terms or sort_micro_batches:
             attach(
                 self,
                 schedule=schedule,
@@ -52,6 +55,7 @@ class TransferMixin:
                 terms=terms,
                 groups=groups,
                 keep_dropout=keep_dropout,
+                sort_micro_batches=sort_micro_batches,
             )
 
     def compute_loss(
