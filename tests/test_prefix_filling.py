@@ -72,7 +72,7 @@ def test_a_store_that_was_filled_otherwise_is_not_read(make_trainer, tmp_path):
         trainer = trained(make_trainer, cache)
         assert (cache.report["used"], cache.report["hits"], cache.report["misses"]) == (True, 12, 0)
         reports.append((cache.report, trainer.model.classifier.weight))
-    (same, _), (first, filled), (second, again) = reports
+    (same, live), (first, filled), (second, again) = reports
     assert [report["rows_filled"] for report, _ in reports] == [32, 32, 0]
     assert len(list_stores(tmp_path / "cache")) == 2
     assert [report["cuts"][0]["fill_precision"] for report, _ in reports] == ["same", "bfloat16", "bfloat16"]
@@ -80,6 +80,7 @@ def test_a_store_that_was_filled_otherwise_is_not_read(make_trainer, tmp_path):
     assert 0 < errors[0] < 2**-10
     assert errors[0] < errors[1] < 2**-5
     assert torch.equal(filled, again)
+    assert not torch.equal(filled, live)
     assert second["fill_speedup"] is None
 
 
@@ -242,6 +243,20 @@ def _filled(folder, shares):
     model, learning, _ = prefix("bert", 2)
     (store,) = stage_in(folder, model, learning).shelf.stores
     return len(store), sum(index.stat().st_size for index in folder.glob("*/*.index")) // 44
+
+
+def test_shares_of_one_run_are_filled_at_the_same_time(tmp_path, caplog):
+    model, learning, _ = prefix("bert", 2)
+    stage = stage_in(tmp_path / "cache", model, learning)
+    options = {"place": CPU, "batch_size": 2, "share": (1, 2), "expected": (3, 2000)}
+    process = FORK.Process(target=fill, args=(model, [stage.shelf], texts(24), collate), kwargs=options)
+    with held(stage.shelf.stores[0].folder, (0, 2)), caplog.at_level(logging.INFO):
+        process.start()
+        process.join(30)
+        assert process.exitcode == 0
+        fill(model, [stage.shelf], texts(48), collate, **options)
+    # All passes together.
+    assert "Storing 144 rows: about 2.0 kB and 1 s." in caplog.text
 
 
 def test_two_runs_of_as_many_processes_store_each_row_once(tmp_path):
