@@ -212,7 +212,8 @@ def _plan(prepared: Prepared) -> Any:
     args, rows = prepared.args, len(prepared.encoded["train"])
     per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     steps = args.max_steps if args.max_steps > 0 else int(-(-rows // per_step) * args.num_train_epochs)
-    lengths = prepared.encoded["train"]["length"]
+    encoded = prepared.encoded["train"]
+    lengths = encoded["length"] if "length" in encoded.column_names else []
     return plan(
         prepared.model,
         prepared.strategy,

@@ -83,6 +83,7 @@ def start_record(prepared: Any) -> TransferRecord:
             "columns": data.columns,
             "truncated": prepared.overlong,
             **({"license": config.dataset_license} if config.dataset_license else {}),
+            **data.facts,
         },
         license=config.license,
         language=list(config.language or ()),
