@@ -1,6 +1,6 @@
 """What a record says of answers that are classes: which are missed, how sure the model is, and where it errs most."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -82,7 +82,13 @@ def class_figures(answers: np.ndarray, labels: np.ndarray, class_names: Sequence
 
 
 def confident_errors(
-    rows: Dataset, wrong: np.ndarray, scores: np.ndarray, told: Mapping[str, Sequence[Any]], count: int
+    rows: Dataset,
+    wrong: np.ndarray,
+    scores: np.ndarray,
+    told: Mapping[str, Sequence[Any]],
+    count: int,
+    *,
+    show: Callable[[Mapping[str, Any]], dict[str, Any]],
 ) -> list[dict[str, Any]]:
     """
     Args:
@@ -96,16 +102,17 @@ def confident_errors(
             `label` and `prediction` of every row, in words.
         count (`int`):
             How many at most.
+        show (`Callable`):
+            Of a row what is told of it.
 
     Returns:
-        `list[dict[str, Any]]`: The rows with the highest scores among the wrong ones; long texts are shortened.
+        `list[dict[str, Any]]`: The rows with the highest scores among the wrong ones.
     """
     numbers = [int(i) for i in np.argsort(-scores, kind="stable") if wrong[i]][:count]
-    found = []
-    for i in numbers:
-        texts = {role: shortened(value) for role, value in rows[i].items() if role in ("text", "text_pair")}
-        found.append({**texts, **{name: values[i] for name, values in told.items()}, "score": float(scores[i])})
-    return found
+    return [
+        {**show(rows[i]), **{name: values[i] for name, values in told.items()}, "score": float(scores[i])}
+        for i in numbers
+    ]
 
 
 def shortened(text: str, limit: int = SHORT) -> str:
