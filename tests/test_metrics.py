@@ -144,6 +144,8 @@ INPUTS = {
     "squad_score": (["the cat", "no", ""], [["cat", "dog"], ["yes"], [""]]),
     "rouge": ([*PAIRS[0], "no"], [*PAIRS[1], "yes"]),
     "translation": ([*PAIRS[0], "no"], [*PAIRS[1], "yes"]),
+    "wer": ([*PAIRS[0], "no"], [*PAIRS[1], "yes"]),
+    "cer": ([*PAIRS[0], "no"], [*PAIRS[1], "yes"]),
 }
 
 

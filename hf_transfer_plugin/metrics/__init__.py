@@ -11,7 +11,16 @@ from hf_transfer_plugin.metrics.classes import (
     macro_f1,
 )
 from hf_transfer_plugin.metrics.intervals import bootstrap_interval
+from hf_transfer_plugin.metrics.retrieval import (
+    MRR,
+    NDCG,
+    RetrievalRecall,
+    SimilarityCorrelation,
+    correlations,
+    ranking_rows,
+)
 from hf_transfer_plugin.metrics.spans import EntityF1, SquadScore, entity_counts, squad_rows
+from hf_transfer_plugin.metrics.speech import CharacterErrorRate, WordErrorRate, error_counts, error_rate, normalized
 from hf_transfer_plugin.metrics.texts import Rouge, Translation, perplexity, rouge_rows, token_accuracy
 
 METRICS = {
@@ -27,26 +36,43 @@ METRICS = {
         SquadScore,
         Rouge,
         Translation,
+        WordErrorRate,
+        CharacterErrorRate,
+        NDCG,
+        MRR,
+        RetrievalRecall,
+        SimilarityCorrelation,
     )
 }
 
 __all__ = [
-    "F1",
-    "METRICS",
     "Accuracy",
+    "CharacterErrorRate",
     "ConfusionMatrix",
     "EntityF1",
+    "F1",
+    "METRICS",
+    "MRR",
+    "NDCG",
     "Precision",
     "Recall",
     "RegressionError",
+    "RetrievalRecall",
     "Rouge",
+    "SimilarityCorrelation",
     "SquadScore",
     "Translation",
+    "WordErrorRate",
     "bootstrap_interval",
     "calibration",
+    "correlations",
     "entity_counts",
+    "error_counts",
+    "error_rate",
     "macro_f1",
+    "normalized",
     "perplexity",
+    "ranking_rows",
     "rouge_rows",
     "squad_rows",
     "token_accuracy",

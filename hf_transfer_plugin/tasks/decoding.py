@@ -1,7 +1,7 @@
 """Texts that a model writes, many at a time."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -61,7 +61,50 @@ def write_texts(
     Returns:
         `list[str]`: The new text of each, without special tokens and space around it.
     """
-    order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
+    return write_rows(
+        model,
+        processor,
+        [len(prompt) for prompt in prompts],
+        batch_size,
+        new_tokens,
+        lambda batch: _write(model, processor, [prompts[number] for number in batch]),
+        title=title,
+    )
+
+
+def write_rows(
+    model: Any,
+    processor: Any,
+    lengths: Sequence[float],
+    batch_size: int,
+    new_tokens: int | None,
+    write: Callable[[Sequence[int]], Sequence[str]],
+    *,
+    title: str,
+) -> list[str]:
+    """
+    As [`write_texts`], whatever the texts are written for.
+
+    Args:
+        model (`PreTrainedModel`):
+            The model; its modes are left as they were.
+        processor (`PreTrainedTokenizerBase`):
+            The tokenizer.
+        lengths (`Sequence[float]`):
+            How long each row is.
+        batch_size (`int`):
+            Rows at a time.
+        new_tokens (`int`, *optional*):
+            Tokens of an answer at most; without it the model does not write token by token.
+        write (`Callable`):
+            Numbers of rows -> their texts.
+        title (`str`):
+            Of the progress bar.
+
+    Returns:
+        `list[str]`: The text of each row.
+    """
+    order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
     rank, processes = 0, 1
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         rank, processes = torch.distributed.get_rank(), torch.distributed.get_world_size()
@@ -72,19 +115,19 @@ def write_texts(
     found: list[tuple[int, str]] = []
     with _deciding(model, processor, new_tokens):
         for batch in tqdm(batches, desc=title, unit="batch", **({"disable": True} if rank else {})):
-            texts = _write(model, processor, [prompts[number] for number in batch])
-            found += zip(batch, texts, strict=True)
+            found += zip(batch, write(batch), strict=True)
     written = dict(gather_object(found) if processes > 1 else found)
-    return [written[number] for number in range(len(prompts))]
+    return [written[number] for number in range(len(lengths))]
 
 
 @contextmanager
-def _deciding(model: Any, processor: Any, new_tokens: int) -> Iterator[None]:
+def _deciding(model: Any, processor: Any, new_tokens: int | None) -> Iterator[None]:
     """Dropout off in every module that has it on, and greedy or beam search; as before afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     before = model.generation_config
-    model.generation_config = copy.deepcopy(before)
-    set_decoding(model, processor, new_tokens)
+    if new_tokens is not None:
+        model.generation_config = copy.deepcopy(before)
+        set_decoding(model, processor, new_tokens)
     model.eval()
     try:
         # Not `inference_mode`: what it makes may be kept in a module, and then no gradient goes through it.

@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, Image, load_dataset, load_dataset_builder, load_from_disk
+from datasets import Audio, Dataset, DatasetDict, Image, load_dataset, load_dataset_builder, load_from_disk
 from datasets.config import HF_DATASETS_CACHE
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
@@ -50,6 +50,7 @@ def load_splits(config: TransferConfig, *, for_training: bool = True) -> Dataset
     found = _load(config)
     if isinstance(found, Dataset):
         found = DatasetDict({config.train_split: found})
+    found = _undecoded(found)
     wanted = {"train": config.train_split, "validation": config.validation_split, "test": config.test_split}
     splits = DatasetDict({role: found[name] for role, name in wanted.items() if name in found})
     if not splits and len(found) == 1:
@@ -60,6 +61,17 @@ def load_splits(config: TransferConfig, *, for_training: bool = True) -> Dataset
             f"{config.train_split!r}."
         )
     return splits
+
+
+def _undecoded(splits: DatasetDict) -> DatasetDict:
+    """Images and sounds as they lie in their files: each task opens them itself, and names those that it cannot."""
+    found = DatasetDict(splits)
+    for split, rows in splits.items():
+        for column, feature in rows.features.items():
+            if isinstance(feature, (Image, Audio)) and feature.decode:
+                rows = rows.cast_column(column, type(feature)(decode=False))
+        found[split] = rows
+    return found
 
 
 def _load(config: TransferConfig) -> Any:
@@ -126,7 +138,8 @@ def _load_media(path: Path, kind: str) -> Any:
         # To note the path of a file, the feature of sounds wants torchcodec; that of images notes it as it is.
         builder.BASE_FEATURE = Image
         builder.download_and_prepare()
-        return builder.as_dataset()
+        splits = builder.as_dataset()
+        return DatasetDict({split: rows.cast_column("audio", Audio(decode=False)) for split, rows in splits.items()})
     except (DatasetGenerationError, ValueError, OSError) as error:
         raise ValueError(
             f"`dataset` must be a folder with one folder for each class, or a metadata file that names every file, "

@@ -6,13 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from datasets import Audio, Dataset, DatasetDict, Image
 from PIL import Image as Pillow
 from PIL import ImageOps
 from tqdm.auto import tqdm
 
-from hf_transfer_plugin._optional import require
 from hf_transfer_plugin.config import TransferConfig
 from hf_transfer_plugin.tasks.columns import choose_columns
 
@@ -143,7 +141,18 @@ def _reason(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
-def _source(value: Mapping[str, Any] | None) -> Any:
+def source_of(value: Mapping[str, Any] | None) -> Any:
+    """
+    Args:
+        value (`Mapping`, *optional*):
+            `{"bytes", "path"}`.
+
+    Returns:
+        `BytesIO` or `str`: What a library can open.
+
+    Raises:
+        ValueError: If it is missing.
+    """
     if value is None or (value.get("bytes") is None and not value.get("path")):
         raise ValueError("it is missing")
     return io.BytesIO(value["bytes"]) if value.get("bytes") is not None else value["path"]
@@ -164,7 +173,7 @@ def read_image(value: Mapping[str, Any] | None) -> Pillow.Image:
         ValueError: If it is missing, or its values do not fit 8 bits.
         OSError: If it cannot be read.
     """
-    with Pillow.open(_source(value)) as image:
+    with Pillow.open(source_of(value)) as image:
         if image.mode in TOO_DEEP:
             raise ValueError(
                 f"8 bits for each colour are expected, but its mode is {image.mode}; scale its values to 0-255"
@@ -187,75 +196,13 @@ def look_at_image(value: Mapping[str, Any] | None) -> str:
         ValueError: If it is missing, or its values do not fit 8 bits.
         OSError: If it cannot be read.
     """
-    with Pillow.open(_source(value)) as image:
+    with Pillow.open(source_of(value)) as image:
         mode = image.mode
         image.draft("RGB", (32, 32))
         image.load()
     if mode in TOO_DEEP:
         raise ValueError(f"8 bits for each colour are expected, but its mode is {mode}; scale its values to 0-255")
     return mode
-
-
-def read_audio(value: Mapping[str, Any] | None, rate: int) -> np.ndarray:
-    """
-    Opens a sound: its channels are averaged, and it is resampled by soxr.
-
-    Args:
-        value (`Mapping`):
-            `{"bytes", "path"}`.
-        rate (`int`):
-            Samples a second that are wanted.
-
-    Returns:
-        `np.ndarray` of shape `(samples,)`: The sound, in 32-bit floats from -1 to 1.
-
-    Raises:
-        ValueError: If it is missing, empty, or holds no numbers.
-        ImportError: If soundfile or soxr, or what they need of the system, is not installed.
-    """
-    samples, found = sound_library().read(_source(value), dtype="float32", always_2d=True)
-    if not len(samples) or not np.isfinite(samples).all():
-        raise ValueError("it is empty" if not len(samples) else "it holds values that are no numbers")
-    mono = samples.mean(1)
-    return mono if found == rate else require("soxr", extra="audio").resample(mono, found, rate)
-
-
-def look_at_audio(value: Mapping[str, Any] | None) -> str:
-    """
-    Opens a sound to the end.
-
-    Args:
-        value (`Mapping`):
-            `{"bytes", "path"}`.
-
-    Returns:
-        `str`: Its sampling rate and channels, such as `"16000 Hz, 1 channel"`.
-
-    Raises:
-        ValueError: If it is missing, empty, or holds no numbers.
-        ImportError: If soundfile, or what it needs of the system, is not installed.
-    """
-    samples, rate = sound_library().read(_source(value), dtype="float32", always_2d=True)
-    if not len(samples) or not np.isfinite(samples).all():
-        raise ValueError("it is empty" if not len(samples) else "it holds values that are no numbers")
-    return f"{rate} Hz, {samples.shape[1]} channel{'s' * (samples.shape[1] > 1)}"
-
-
-def sound_library() -> Any:
-    """
-    Returns:
-        `ModuleType`: soundfile.
-
-    Raises:
-        ImportError: If it, or the system's library that it needs, is not installed.
-    """
-    try:
-        return require("soundfile", extra="audio")
-    except OSError as error:
-        raise ImportError(
-            "`soundfile` is installed, but the system's library libsndfile is not. Install it with your system's "
-            "packages: `apt install libsndfile1`, `dnf install libsndfile`, `brew install libsndfile`."
-        ) from error
 
 
 def with_media(
@@ -297,21 +244,3 @@ def image_uri(value: Mapping[str, Any] | None, longest: int = 384) -> str:
     content = io.BytesIO()
     image.save(content, **({"format": "PNG"} if small else {"format": "JPEG", "quality": 85}))
     return f"data:image/{'png' if small else 'jpeg'};base64,{base64.b64encode(content.getvalue()).decode()}"
-
-
-def audio_uri(samples: np.ndarray, rate: int) -> str:
-    """
-    A sound for the record.
-
-    Args:
-        samples (`np.ndarray` of shape `(samples,)`):
-            The sound.
-        rate (`int`):
-            Samples a second.
-
-    Returns:
-        `str`: A data URI: FLAC with 16 bits.
-    """
-    content = io.BytesIO()
-    sound_library().write(content, samples, rate, format="FLAC", subtype="PCM_16")
-    return f"data:audio/flac;base64,{base64.b64encode(content.getvalue()).decode()}"
