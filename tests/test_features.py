@@ -289,6 +289,23 @@ def test_tokens_with_other_labels_are_kept_apart(encoded, tmp_path, calls):
     same(extract_features(model, encoded, collate, store=store), extract_features(model, encoded, collate))
 
 
+def test_other_labels_of_whole_rows_read_the_same_features_as_no_model_is_given_any(encoded, tmp_path, calls):
+    given, model = [], bert()
+    model.register_forward_pre_hook(lambda module, args, kwargs: given.append(set(kwargs)), with_kwargs=True)
+
+    def turned(rows):
+        batch = collate(rows)
+        return {**batch, "labels": 1 - batch["labels"]}
+
+    store = FeatureStore(tmp_path)
+    before = extract_features(model, encoded, collate, module=model.classifier, store=store)
+    after = extract_features(model, encoded, turned, module=model.classifier, store=store)
+    np.testing.assert_array_equal(after["features"][:], before["features"][:])
+    assert (after["labels"][:] == 1 - before["labels"][:]).all()
+    assert given
+    assert all("labels" not in names for names in given)
+
+
 def test_a_damaged_row_is_computed_again(encoded, tmp_path, calls, caplog):
     model = bert()
     live = extract_features(model, encoded, collate, store=FeatureStore(tmp_path))

@@ -135,6 +135,8 @@ def test_spans_are_read_off_the_masks_and_labels():
     assert row_spans(batch)["targets"] == Span((0, 0), (3, 1), 3)
     # Labels beside each token may be those of the tokens; if they lie where no token is, they are answers.
     assert list(row_spans({"attention_mask": torch.ones(2, 5), "labels": batch["labels"]})) == ["tokens", "targets"]
+    left = torch.tensor([[0, 0, 1, 1, 1], [0, 1, 1, 1, 1]])
+    assert list(row_spans({"attention_mask": left, "labels": left * 105 - 100})) == ["tokens", "targets"]
     shorter = {"attention_mask": torch.tensor([[0, 1, 1, 0, 0], [1, 1, 0, 0, 0]]), "labels": batch["labels"]}
     spans = row_spans(shorter)
     assert list(spans) == ["targets", "tokens"]

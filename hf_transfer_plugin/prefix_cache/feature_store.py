@@ -80,7 +80,8 @@ class FeatureStore:
                 What a collator made.
 
         Returns:
-            `list[bytes]`: A digest of each row; with its labels where they tell which tokens are kept.
+            `list[bytes]`: A digest of each row; with its labels where they tell which tokens are kept. Other labels
+            count for nothing: where features are made, the model is given none.
         """
         labels = batch.get("labels")
         by_token = isinstance(labels, torch.Tensor) and labels.ndim == 2 and not labels.is_floating_point()

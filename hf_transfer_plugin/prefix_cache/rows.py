@@ -53,8 +53,16 @@ def row_spans(batch: Mapping[str, Any]) -> dict[str, Span]:
         starts, ends = _ends(labels.cpu().numpy() != -100)
         # Left out at the start of a text, or a word's later pieces: not the end of the row.
         found["targets"] = Span((0,) * len(starts), tuple(ends.tolist()), labels.shape[1])
-    union = span_along("both", found)
-    return found if union in (None, found.get("tokens")) else dict(sorted(found.items()))
+        tokens = found.get("tokens")
+        if tokens is not None and tokens.width == labels.shape[1] and not _within(starts, ends, tokens):
+            found = {"targets": found["targets"], "tokens": tokens}
+    return found
+
+
+def _within(starts: np.ndarray, ends: np.ndarray, tokens: Span) -> bool:
+    """Whether all that is kept stands beside tokens."""
+    first = np.asarray(tokens.starts)
+    return bool(((starts == ends) | ((starts >= first) & (ends <= first + tokens.lengths))).all())
 
 
 def span_along(axis: str | None, spans: Mapping[str, Span]) -> Span | None:

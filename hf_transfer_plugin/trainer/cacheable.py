@@ -121,7 +121,7 @@ def never_the_same(loader: Any, rows: Sequence[Any], views: int) -> str | None:
     if len(first) != len(rows):
         return f"the collator makes {len(first)} rows of {len(rows)}"
     if first != second:
-        return "the collator makes other batches of the same rows each time, as masking and random labels do"
+        return "the collator makes other batches of the same rows each time, as masking does"
     if again != first:
         return (
             "the rows are others each time they are read, as random augmentation makes them; keep a number of views "

@@ -18,7 +18,8 @@ from hf_transfer_plugin.schedules import LinearProbeThenFineTune
 from hf_transfer_plugin.trainer.cacheable import never_the_same, probe_rows, refusal_of
 
 logger = logging.getLogger(__name__)
-_TOO_SHORT = "less than an epoch for each view has a frozen part, so no row would be read twice"
+_TOO_SHORT = "less than an epoch has a frozen part, so no row would be read twice"
+_TOO_MANY = "fewer epochs have a frozen part than there are views, so none would be read twice"
 _UNTOLD = "`dataloader_persistent_workers` keeps workers that do not know what began to be stored after them"
 Phases = list[tuple[frozenset[str], int]]
 
@@ -149,9 +150,11 @@ class PrefixCaching:
         args = self.trainer.args
         return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
 
-    def _is_short(self, phases: Phases, dataset: Any) -> bool:
-        """Whether no view of a row would be read more often than it is stored."""
-        return sum(steps for _, steps in phases) * self._rows_a_step() < len(dataset) * self.cache.views
+    def _too_short(self, phases: Phases, dataset: Any) -> str | None:
+        """Why no view of a row would be read more often than it is stored."""
+        if sum(steps for _, steps in phases) * self._rows_a_step() >= len(dataset) * self.cache.views:
+            return None
+        return _TOO_SHORT if self.cache.views == 1 else _TOO_MANY
 
     def _drop_what_others_lack(self, phases: Phases) -> None:
         for learning in dict.fromkeys(learning for learning, _ in phases):
@@ -163,18 +166,18 @@ class PrefixCaching:
         args, cache = self.trainer.args, self.cache
         assert self._data is not None
         dataset, collate, rows = self._data
-        if self._is_short(phases, dataset):
+        if short := self._too_short(phases, dataset):
             for learning, _ in phases:
                 cache.drop(learning)
-            return _TOO_SHORT
+            return short
         with kept_random():
             reasons = together(lambda: cache.find(phases, rows, collate, args.train_batch_size))
             self._drop_what_others_lack(phases)
             used = [(learning, steps) for learning, steps in phases if cache.has(learning)]
             if not used:
                 return reasons[0] if reasons else "another process cannot use it"
-            if self._is_short(used, dataset):
-                return _TOO_SHORT
+            if short := self._too_short(used, dataset):
+                return short
             reason = together(lambda: self._why_not_stored(used))
             if anywhere(reason is not None, args.device):
                 for learning, _ in used:
