@@ -46,14 +46,14 @@ METRICS = {
 }
 
 __all__ = [
-    "Accuracy",
-    "CharacterErrorRate",
-    "ConfusionMatrix",
-    "EntityF1",
     "F1",
     "METRICS",
     "MRR",
     "NDCG",
+    "Accuracy",
+    "CharacterErrorRate",
+    "ConfusionMatrix",
+    "EntityF1",
     "Precision",
     "Recall",
     "RegressionError",

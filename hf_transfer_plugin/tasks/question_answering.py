@@ -3,7 +3,6 @@
 import logging
 import re
 from collections import Counter
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from hf_transfer_plugin.metrics import bootstrap_interval, squad_rows
 from hf_transfer_plugin.tasks.base import Outcome, Task, TaskData
 from hf_transfer_plugin.tasks.columns import check_texts, choose_columns
 from hf_transfer_plugin.tasks.excerpts import excerpt
-from hf_transfer_plugin.tasks.splitting import hold_out
+from hf_transfer_plugin.tasks.splitting import hold_out_groups
 from hf_transfer_plugin.tasks.squad import read_answers, with_places, without_hidden_answers
 from hf_transfer_plugin.tasks.windows import best_spans, encode
 from hf_transfer_plugin.tasks.word_alignment import require_fast
@@ -55,7 +54,7 @@ def read(splits: DatasetDict, config: TransferConfig, seed: int) -> TaskData:
     """
     columns = _checked_columns(splits, config, labelled=True)
     usable = without_hidden_answers(_plain(splits, columns), columns["answers"], config.validation_fraction)
-    plain, held_out = _hold_out(usable, config, seed)
+    plain, held_out = hold_out_groups(usable, config, seed, "context")
     empty = {split: sum(not answer["text"] for answer in rows["answers"]) for split, rows in plain.items()}
     if empty["train"] == len(plain["train"]):
         raise ValueError(
@@ -123,21 +122,6 @@ def _plain(splits: DatasetDict, columns: dict[str, str]) -> DatasetDict:
             values["answers"] = read_answers(split, values["context"], values["answers"], columns["answers"])
         plain[split] = Dataset.from_dict(values)
     return plain
-
-
-def _hold_out(splits: DatasetDict, config: TransferConfig, seed: int) -> tuple[DatasetDict, bool]:
-    """Holds out whole contexts: a question about a context that was learnt is an easier one."""
-    contexts = list(dict.fromkeys(splits["train"]["context"]))
-    if "validation" in splits or len(contexts) * config.validation_fraction < 1:
-        return hold_out(splits, config, seed)
-    single = DatasetDict({"train": Dataset.from_dict({"context": contexts})})
-    drawn, held_out = hold_out(single, replace(config, max_train_samples=None), seed)
-    chosen, rows = set(drawn["validation"]["context"]), splits["train"]
-    parts: dict[bool, list[int]] = {True: [], False: []}
-    for number, context in enumerate(rows["context"]):
-        parts[context in chosen].append(number)
-    divided = DatasetDict({**splits, "train": rows.select(parts[False]), "validation": rows.select(parts[True])})
-    return hold_out(divided, config, seed)[0], held_out
 
 
 def set_up(model: Any, processor: Any, data: TaskData) -> None:

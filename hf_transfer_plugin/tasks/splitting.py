@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -58,6 +59,40 @@ def hold_out(
     if strata:
         warn_of_lost(splits["train"], plain["train"], strata, "class", class_names)
     return plain, held_out
+
+
+def hold_out_groups(splits: DatasetDict, config: TransferConfig, seed: int, column: str) -> tuple[DatasetDict, bool]:
+    """
+    As [`hold_out`], but rows with the same value of a column stay together, if there are values enough: what is asked
+    about something that was learnt is easier.
+
+    Args:
+        splits (`DatasetDict`):
+            The checked rows.
+        config (`TransferConfig`):
+            `validation_fraction` and `max_train_samples`.
+        seed (`int`):
+            Seed of the draws.
+        column (`str`):
+            The column.
+
+    Returns:
+        `tuple[DatasetDict, bool]`: The splits, and whether validation was held out of train.
+
+    Raises:
+        ValueError: If there are too few rows.
+    """
+    values = list(dict.fromkeys(splits["train"][column]))
+    if "validation" in splits or len(values) * config.validation_fraction < 1:
+        return hold_out(splits, config, seed)
+    single = DatasetDict({"train": Dataset.from_dict({column: values})})
+    drawn, held_out = hold_out(single, replace(config, max_train_samples=None), seed)
+    chosen, rows = set(drawn["validation"][column]), splits["train"]
+    parts: dict[bool, list[int]] = {True: [], False: []}
+    for number, value in enumerate(rows[column]):
+        parts[value in chosen].append(number)
+    divided = DatasetDict({**splits, "train": rows.select(parts[False]), "validation": rows.select(parts[True])})
+    return hold_out(divided, config, seed)[0], held_out
 
 
 def warn_of_lost(before: Dataset, after: Dataset, column: str, kind: str, names: Sequence[str] = ()) -> None:
