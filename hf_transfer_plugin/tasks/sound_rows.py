@@ -180,7 +180,9 @@ class Preparing:
             `dict[str, list]`: What the model reads, not padded to one length.
         """
         rate = self.extractor.sampling_rate
-        made = [self.extractor(self.samples(value), sampling_rate=rate) for value in values]
+        # Some extractors compute with torch, and an autocast around the model would round what they make.
+        with torch.autocast("cpu", enabled=False):
+            made = [self.extractor(self.samples(value), sampling_rate=rate) for value in values]
         # What marks padding comes with the batch.
         name = self.extractor.model_input_names[0]
         return {name: [np.asarray(one[name])[0] for one in made]}

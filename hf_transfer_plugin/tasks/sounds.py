@@ -4,6 +4,7 @@ import base64
 import io
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,7 +49,7 @@ def look_into_audio(value: Mapping[str, Any] | None) -> Sound:
         ImportError: If soundfile, or what it needs of the system, is not installed.
     """
     frames, loudest = 0, 0.0
-    with sound_library().SoundFile(source_of(value)) as file:
+    with _opened(value) as file:
         rate, channels = file.samplerate, file.channels
         while len(samples := file.read(PIECE, dtype="float32", always_2d=True)) or not frames:
             _check(samples)
@@ -75,12 +76,23 @@ def read_audio(value: Mapping[str, Any] | None, rate: int, seconds: float | None
         ValueError: If it is missing, empty, or holds no numbers.
         ImportError: If soundfile or soxr, or what they need of the system, is not installed.
     """
-    with sound_library().SoundFile(source_of(value)) as file:
+    with _opened(value) as file:
         found, frames = file.samplerate, -1 if seconds is None else math.ceil(seconds * file.samplerate)
         samples = file.read(frames, dtype="float32", always_2d=True)
     _check(samples)
     mono = samples.mean(1)
     return mono if found == rate else require("soxr", extra="audio").resample(mono, found, rate)
+
+
+def _opened(value: Mapping[str, Any] | None) -> Any:
+    source = source_of(value)
+    if isinstance(source, str) and not Path(source).is_file():
+        raise ValueError("there is no such file")
+    try:
+        return sound_library().SoundFile(source)
+    except RuntimeError as error:
+        told = str(getattr(error, "error_string", error)).strip().rstrip(".")
+        raise ValueError(f"it is no sound that can be read ({told.lower()})") from error
 
 
 def _check(samples: np.ndarray) -> None:

@@ -83,6 +83,7 @@ def complete(processor: Any, data: TaskData, model_config: Any) -> Any:
             bos_token=None,
             eos_token=None,
         )
+    data.options.update(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id)
     bert = getattr(model_config, "model_type", "") == "wav2vec2-bert"
     made = transformers.Wav2Vec2BertProcessor if bert else transformers.Wav2Vec2Processor
     return made(getattr(processor, "feature_extractor", processor), tokenizer)

@@ -53,7 +53,7 @@ def set_up(model: Any, processor: Any, data: TaskData) -> None:
         # As everywhere in fine-tuning: the mean of the rows, and nothing of texts too long for their sound.
         model.config.ctc_loss_reduction, model.config.ctc_zero_infinity = "mean", True
         if "case" not in data.options and "train" in data.splits:
-            data.options |= spelling(tokenizer, data.splits["train"]["text"])
+            data.options.update(spelling(tokenizer, data.splits["train"]["text"]))
             _check_spelled(data)
         return
     places = getattr(model.config, "max_target_positions", None)
