@@ -253,6 +253,23 @@ def test_a_disk_that_fails_at_the_end_does_not_hide_why_training_broke_off(runs,
     assert "Not all that the frozen layers made could be stored: No space left on device." in caplog.text
 
 
+def test_a_disk_that_fails_at_the_end_breaks_no_finished_run(runs, monkeypatch, caplog):
+    def full(self):
+        raise OSError("No space left on device.")
+
+    class Fill(TrainerCallback):
+        def on_train_end(self, args, state, control, **kwargs):
+            monkeypatch.setattr(ActivationStore, "flush", full)
+            monkeypatch.setattr(ActivationStore, "close", full)
+
+    trainer = runs.trainer(runs.cache())
+    hooks = len(trainer.model._forward_pre_hooks), len(trainer.model._forward_hooks)
+    trainer.callback_handler.callbacks.insert(0, Fill())
+    assert trainer.train().global_step == trainer.state.max_steps
+    assert "Not all that the frozen layers made could be stored: No space left on device." in caplog.text
+    assert (len(trainer.model._forward_pre_hooks), len(trainer.model._forward_hooks)) == hooks
+
+
 def test_a_folder_that_fails_in_a_later_phase_ends_the_cache_and_not_the_training(runs, monkeypatch):
     runs.schedule, runs.changes["num_train_epochs"] = PlateauUnfreezing(min_delta=0.5), 4
     runs.changes["eval_strategy"] = "epoch"

@@ -3,18 +3,19 @@
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from hf_transfer_plugin.layers.hands import OwnHook
 from hf_transfer_plugin.prefix_cache.ahead import store_ahead, that_fit
 from hf_transfer_plugin.prefix_cache.aside import Aside
 from hf_transfer_plugin.prefix_cache.collating import KEY, CachingCollator, Shelves
 from hf_transfer_plugin.prefix_cache.cuts import CannotCacheError
 from hf_transfer_plugin.prefix_cache.fill_precision import FillPrecision, check_fill_precision
-from hf_transfer_plugin.prefix_cache.hands import OwnHook
 from hf_transfer_plugin.prefix_cache.player import Player
 from hf_transfer_plugin.prefix_cache.proving import Place
 from hf_transfer_plugin.prefix_cache.sizes import parse_size, size_words
@@ -314,13 +315,15 @@ class FrozenPrefixCache:
     def rest(self) -> None:
         """The model runs from its input until `follow` is called."""
         self._shelves.current = -1
-        if self._player is not None:
-            self._player.remove()
-        self._player = self._stage = None
+        player, self._player, self._stage = self._player, None, None
+        if player is not None:
+            player.remove()
 
     def close(self) -> None:
         """Ends a run: the model is as it was, the report is complete."""
         self.rest()
+        for handle in self._handles:
+            handle.remove()
         if self.report.get("misses") and not self.report["hits"] and self.report["used"] and self.report["cuts"]:
             self.report["reason"] = (
                 self.report["reason"] or "no batch was read: the model is given others than the loader makes"
@@ -328,11 +331,10 @@ class FrozenPrefixCache:
             logger.warning("The prefix cache was of no use: %s.", self.report["reason"])
         if self._stores:
             self.report["bytes"] = sum(store.nbytes for store in self._stores.values())
-        for store in self._stores.values():
-            store.close()
-        for handle in self._handles:
-            handle.remove()
-        self._end()
+        with ExitStack() as stack:
+            stack.callback(self._end)
+            for store in self._stores.values():
+                stack.callback(store.close)
 
     def _before(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         brought = kwargs.pop(KEY, None)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from hf_transfer_plugin.prefix_cache.hands import OwnForward, OwnHook
+from hf_transfer_plugin.layers.hands import OwnForward, OwnHook
 from hf_transfer_plugin.prefix_cache.shapes import OutputShapes, computed_without_values
 
 # On a placeholder: the tensor that was fed in its place. A backward pass may follow several forward passes.

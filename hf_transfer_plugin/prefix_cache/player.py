@@ -60,11 +60,14 @@ class Player:
         self._passage.install()
 
     def remove(self) -> None:
-        """Takes the hands off the model."""
+        """Takes the hands off the model. A disk that fails by now breaks no training."""
         self._passage.remove()
         self._catcher.remove()
-        for store in (store for stage in self._kept for store in stage.shelf.stores):
-            store.flush()
+        try:
+            for store in (store for stage in self._kept for store in stage.shelf.stores):
+                store.flush()
+        except (OSError, ValueError) as error:
+            logger.warning("Not all that the frozen layers made could be stored: %s", error)
 
     def before(self, batch: Mapping[str, Any], brought: Mapping[str, Any] | None) -> None:
         """

@@ -300,12 +300,15 @@ def distance(live: Sequence[torch.Tensor], other: Sequence[torch.Tensor], spans:
 
 
 def _kept(tensor: torch.Tensor, spans: Mapping[str, Span]) -> torch.Tensor | None:
+    """Places that hold a token; of texts and answers of one width those that hold both, as it may be either's."""
+    kept = None
     for span in spans.values():
         if tensor.ndim > 1 and tensor.shape[:2] == (len(span.starts), span.width):
             places = torch.arange(span.width)[None]
             starts, lengths = torch.tensor(span.starts)[:, None], torch.tensor(span.lengths)[:, None]
-            return ((places >= starts) & (places < starts + lengths)).to(tensor.device)
-    return None
+            inside = ((places >= starts) & (places < starts + lengths)).to(tensor.device)
+            kept = inside if kept is None else kept & inside
+    return kept
 
 
 def on_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:

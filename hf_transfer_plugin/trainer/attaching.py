@@ -93,7 +93,7 @@ class _Attachment(FreezingCallback):
         """Leaves model and Trainer ready for a second `train()`, with optimizer, scheduler and wrapper made anew."""
         super().on_train_end(args, state, control, **kwargs)
         if self._caching is not None:
-            self._caching.cache.close()
+            self._caching.end()
         trainer = self._trainer
         trainer.optimizer = trainer.lr_scheduler = None
         self.made_for = None
