@@ -15,7 +15,7 @@ from loading import Loaded, Settings
 SECONDS = 30
 SILENCE = 1e-4
 FORMATS = "WAV, FLAC, OGG or MP3"
-LIMIT = "It listens to the beginning of a sound, as much as the label of its box says."
+LIMIT = "It listens to the beginning of a sound, as much as is said below its box."
 
 
 def _seconds(options: dict[str, Any]) -> float:
@@ -32,8 +32,11 @@ def inputs(settings: Settings) -> list[Any]:
         `list[Component]`: A box for a file or a recording.
     """
     size = MAX_UPLOAD.replace("mb", " MB")
-    label = f"Sound: {FORMATS}, at most {size}; {_seconds(settings.options):g} seconds of it are read"
-    return [gr.Audio(label=label, sources=["upload", "microphone"], type="filepath", elem_id="audio")]
+    box = gr.Audio(
+        label="Sound", sources=["upload", "microphone"], type="filepath", elem_id="audio", buttons=["download"]
+    )
+    gr.Markdown(f"{FORMATS}, at most {size}; of a longer sound the first {_seconds(settings.options):g} s are read.")
+    return [box]
 
 
 def check(settings: Settings, values: list[Any]) -> list[Path]:

@@ -19,6 +19,7 @@ CSS = """
 .gradio-container [data-testid=highlighted-text] .textfield { word-break: normal; overflow-wrap: anywhere; }
 .gradio-container .place .textfield { display: block; }
 .gradio-container .place .textfield * { display: inline; margin: 0; }
+.gradio-container #audio :is(time, button) { color: var(--body-text-color); }
 .gradio-container a { text-decoration: underline; }
 .gradio-container .prose :is(th, td) { word-break: normal; overflow-wrap: normal; padding: 0.3rem 0.5rem; }
 """

@@ -84,6 +84,9 @@ def _number_problems(config: Any) -> Iterable[str]:
         yield f"`validation_fraction` must be at least 0 and below 1, but got {config.validation_fraction!r}."
     if not isinstance(config.mlm_probability, (int, float)) or not 0 < config.mlm_probability < 1:
         yield f"`mlm_probability` must lie between 0 and 1, but got {config.mlm_probability!r}."
+    seconds = config.max_seconds
+    if not isinstance(seconds, (int, float)) or isinstance(seconds, bool) or not 0 < seconds < float("inf"):
+        yield f"`max_seconds` must be a number above 0, but got {seconds!r}."
     if not isinstance(config.demo_examples, int) or isinstance(config.demo_examples, bool) or config.demo_examples < 0:
         yield f"`demo_examples` must be a whole number of at least 0, but got {config.demo_examples!r}."
     for name in ("max_train_samples", "max_length", "max_target_length", "stride", "early_stopping_patience"):

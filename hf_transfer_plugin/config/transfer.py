@@ -100,8 +100,13 @@ class TransferConfig:
             Column of the image: files, their paths or their bytes. Guessed where it is not given.
         audio_column (`str`, *optional*):
             Column of the sound, in the same forms. Guessed where it is not given.
+        max_seconds (`float`, *optional*, defaults to 30):
+            Of longer sounds the beginning is read, as far as the model reads so much. Where speech is transcribed they
+            are left out of training, since their text tells what is not read.
         messages_column (`str`, *optional*):
             Column of conversations: lists of `{"role": ..., "content": ...}`.
+        negative_column (`str`, *optional*):
+            Column of a text that does not belong to the first one, for `sentence-similarity`.
         class_names (`list[str]`, *optional*):
             Names of the classes in the order of their numbers.
         problem_type (`str`, *optional*):
@@ -115,7 +120,7 @@ class TransferConfig:
         prompt (`str`, *optional*):
             What a summariser or translator is asked; `{text}` stands for the text.
         source_language (`str`, *optional*):
-            Language to translate from, as the tokenizer codes it.
+            Language to translate from, as the tokenizer codes it, or that is spoken.
         target_language (`str`, *optional*):
             Language to translate to, as the tokenizer codes it.
         stride (`int`, *optional*):
@@ -125,6 +130,8 @@ class TransferConfig:
             conversations.
         mlm_probability (`float`, *optional*, defaults to 0.15):
             Share of the tokens that `fill-mask` hides.
+        loss (`str`, *optional*):
+            Loss of `sentence-similarity`, named as in sentence-transformers; chosen by the columns without it.
         baselines (`bool`, *optional*, defaults to `False`):
             Also measure what needs a pass of the pretrained model: a linear probe solved on its frozen features, or
             the model as it is.
@@ -201,7 +208,9 @@ class TransferConfig:
     answers_column: str | None = field(default=None, metadata={"help": "Column of the answers, as in SQuAD."})
     image_column: str | None = field(default=None, metadata={"help": "Column of the image."})
     audio_column: str | None = field(default=None, metadata={"help": "Column of the sound."})
+    max_seconds: float = field(default=30.0, metadata={"help": "Of longer sounds only the beginning is read."})
     messages_column: str | None = field(default=None, metadata={"help": "Column of conversations."})
+    negative_column: str | None = field(default=None, metadata={"help": "Column of a text that does not belong."})
     class_names: list[str] | None = field(
         default=None, metadata={"help": "Class names in the order of their numbers."}
     )
@@ -209,11 +218,12 @@ class TransferConfig:
     max_length: int | None = field(default=None, metadata={"help": "Truncate texts to that many tokens."})
     max_target_length: int = field(default=128, metadata={"help": "Tokens of a summary or translation at most."})
     prompt: str | None = field(default=None, metadata={"help": "What to ask for; {text} stands for the text."})
-    source_language: str | None = field(default=None, metadata={"help": "Language code to translate from."})
+    source_language: str | None = field(default=None, metadata={"help": "Language translated from, or spoken."})
     target_language: str | None = field(default=None, metadata={"help": "Language code to translate to."})
     stride: int | None = field(default=None, metadata={"help": "Tokens that windows of a long context share."})
     packing: bool | None = field(default=None, metadata={"help": "Fill blocks of max_length with text after text."})
     mlm_probability: float = field(default=0.15, metadata={"help": "Share of tokens that fill-mask hides."})
+    loss: str | None = field(default=None, metadata={"help": "Loss of sentence-similarity; by the columns without."})
     baselines: bool = field(default=False, metadata={"help": "Also measure a linear probe or the untrained model."})
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after that many evaluations without improvement."}

@@ -93,7 +93,7 @@ class Task:
         encode (`Callable`):
             `(data, processor, max_length, model_config)` -> encoded splits and the number of overlong rows.
         collator (`Callable`):
-            `(processor, data)` -> function that makes a batch.
+            `(processor, data)` -> function that makes a batch; `None` where the library's Trainer brings its own.
         metrics (`Callable`):
             `(data, outcome)` -> scalar metrics.
         report (`Callable`):
@@ -110,6 +110,13 @@ class Task:
             Fields of [`TransferConfig`] that it uses beside the columns.
         processor (`str`, *optional*, defaults to `"AutoTokenizer"`):
             Transformers' auto class of what prepares its inputs.
+        complete (`Callable`, *optional*):
+            `(processor, data, model_config)` -> the processor for training, where the pretrained model brings only a
+            part of it.
+        sizes (`Callable`, *optional*):
+            `(processor, model_config)` -> settings of the model's config that follow from the processor.
+        library (`str`, *optional*, defaults to `"transformers"`):
+            What loads, trains and saves its models, as the Hub names it: `"sentence-transformers"` for vectors.
         reduce (`Callable`, *optional*):
             `(logits, labels)` -> what is kept of a batch's outputs, where keeping all would take too much memory.
         generate (`Callable`, *optional*):
@@ -145,6 +152,9 @@ class Task:
     best_metric: Callable[[TaskData], tuple[str, bool]] = field(repr=False)
     options: tuple[str, ...] = ()
     processor: str = "AutoTokenizer"
+    library: str = "transformers"
+    complete: Callable[[Any, TaskData, Any], Any] | None = field(default=None, repr=False)
+    sizes: Callable[[Any, Any], dict[str, Any]] | None = field(default=None, repr=False)
     reduce: Callable[[Any, Any], Any] | None = field(default=None, repr=False)
     generate: Callable[[Any, Any, TaskData, Dataset, int], list[str]] | None = field(default=None, repr=False)
     set_up: Callable[[Any, Any, TaskData], None] | None = field(default=None, repr=False)

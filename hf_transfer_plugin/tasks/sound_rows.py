@@ -246,11 +246,12 @@ class SoundBatches:
         if "labels" not in rows[0]:
             return batch
         labels = [row["labels"] for row in rows]
-        several = isinstance(labels[0], (list, tuple, np.ndarray)) or getattr(labels[0], "ndim", 0)
-        tokens = several and not isinstance(np.asarray(labels[0]).flat[0], np.floating)
-        batch["labels"] = padded(labels, IGNORED) if tokens else torch.as_tensor(np.asarray(labels))
-        if batch["labels"].is_floating_point():
-            batch["labels"] = batch["labels"].float()
+        first = np.asarray(labels[0])
+        if first.ndim and first.dtype.kind != "f":
+            batch["labels"] = padded(labels, IGNORED)
+        else:
+            kind = torch.float32 if first.dtype.kind == "f" else torch.long
+            batch["labels"] = torch.as_tensor(np.asarray(labels), dtype=kind)
         return batch
 
 
