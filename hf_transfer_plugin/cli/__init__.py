@@ -11,6 +11,8 @@ from importlib import import_module
 from pathlib import Path
 from warnings import catch_warnings, simplefilter
 
+from hf_transfer_plugin._optional import torchvision_fault
+
 COMMANDS = {
     "quickstart": "Fine-tune a real model on real data, offline, in minutes.",
     "inspect": "List the layer groups of a model.",
@@ -64,6 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         except Exception as error:
             if not _tells():
                 return 2
+            fault = torchvision_fault() if isinstance(error, ImportError) else ""
+            if fault:
+                return _fail(fault)
             if not _is_sentence(error):
                 raise
             return _fail(str(error))

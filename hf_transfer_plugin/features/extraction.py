@@ -268,8 +268,12 @@ class _Watcher:
     def vectors(self, batch: Mapping[str, Any], labels: torch.Tensor | None, rows: int) -> list[np.ndarray]:
         """What it makes of the rows of a batch."""
         self._caught.clear()
-        output = self._runner(**self._inputs(batch))
-        if self._module is not None:
+        output = self._runner(**self._inputs(batch)) if self._whole or not _is_timm(self._runner) else None
+        if output is None:
+            # What timm's models give themselves is the head's answer.
+            found = self._runner.forward_features(self._moved(batch["pixel_values"]))  # type: ignore[operator]
+            found = self._runner.forward_head(found, pre_logits=True)  # type: ignore[operator]
+        elif self._module is not None:
             found = _returned_token(*self._caught[-1], output.get("logits"))
         else:
             found = output[0]
@@ -311,6 +315,10 @@ def base_model_of(model: nn.Module) -> nn.Module:
     found = getattr(model, getattr(model, "base_model_prefix", ""), model)
     assert isinstance(found, nn.Module)
     return found
+
+
+def _is_timm(model: nn.Module) -> bool:
+    return type(model).__module__.startswith("timm.")
 
 
 def _one_a_token(found: torch.Tensor, labels: torch.Tensor | None) -> bool:

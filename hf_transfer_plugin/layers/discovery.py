@@ -19,6 +19,7 @@ from hf_transfer_plugin.layers.naming import (
 )
 from hf_transfer_plugin.layers.probe import CallOrder, record_calls
 from hf_transfer_plugin.layers.stacks import Layout, candidate_layouts, find_stacks
+from hf_transfer_plugin.layers.timm_groups import timm_layer_groups
 
 _HEAD = re.compile(r"pool|head|classif|score|(^|\.)cls(\.|$)|logit_scale|logit_bias|temperature|_projection")
 _POOLER = re.compile(r"pool|(^|\.)head\.")
@@ -31,11 +32,11 @@ def discover_layer_groups(
     """
     Divides the parameters of a model into ordered layer groups: embeddings, one group a block, head.
 
-    Tried in this order: the user's patterns; family rules (encoder-decoder, towers, stages, shared weights); the
-    largest list of same-class modules; `embeddings`, `body`, `head`. The towers of a multimodal model follow one
-    another, the language model last; the groups are unverified until a batch has run them all. A forward pass on
-    dummy inputs checks that the blocks run in the order found. It leaves mode, buffers and random state of the model
-    untouched.
+    Tried in this order: the user's patterns; what a model of timm states itself (`group_matcher`); family rules
+    (encoder-decoder, towers, stages, shared weights); the largest list of same-class modules; `embeddings`, `body`,
+    `head`. The towers of a multimodal model follow one another, the language model last; the groups are unverified
+    until a batch has run them all. A forward pass on dummy inputs checks that the blocks run in the order found. It
+    leaves mode, buffers and random state of the model untouched.
 
     In a model with PEFT's adapters, each adapter belongs to the group of the layer that it sits in (prompts to the
     embeddings), and what is frozen now, the base weights, is locked: no strategy lets it learn.
@@ -70,6 +71,9 @@ def discover_layer_groups(
     inner, prefix = beneath_adapters(model)
     if prefix:
         return _over_adapters(discover_layer_groups(inner, inputs=inputs), model, prefix)
+    stated = timm_layer_groups(model, inputs)
+    if stated is not None:
+        return stated
     stacks = find_stacks(model)
     watched = {block for stack in stacks for block in stack.blocks}
     order = record_calls(model, {name: module for name, module in model.named_modules() if name in watched}, inputs)

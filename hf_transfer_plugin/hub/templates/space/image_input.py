@@ -1,0 +1,108 @@
+"""Demos that look: at a file, a photo or the clipboard, opened as in training."""
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import torch
+from gradio.utils import get_upload_folder
+from limits import MAX_UPLOAD, InputError, finite
+from loading import Loaded, Settings
+from PIL import Image, ImageOps
+
+FORMATS = "PNG, JPEG, WebP, GIF, BMP or TIFF"
+READ = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF")  # an image of other formats may be a program
+MAX_PIXELS = 50_000_000
+TOO_DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
+LIMIT = "It looks at the whole image, made as small as in training: details of a few pixels are lost."
+
+
+def inputs(settings: Settings) -> list[Any]:
+    """
+    Args:
+        settings (`Settings`):
+            What demo.json says.
+
+    Returns:
+        `list[Component]`: A box for a file, a photo, or what the clipboard holds.
+    """
+    size = MAX_UPLOAD.replace("mb", " MB")
+    label = f"Image: {FORMATS}, at most {size}"
+    sources = ["upload", "webcam", "clipboard"]
+    return [gr.Image(label=label, sources=sources, type="filepath", height=320, elem_id="image")]
+
+
+def check(settings: Settings, values: list[Any]) -> list[Path]:
+    """
+    Args:
+        settings (`Settings`):
+            What demo.json says.
+        values (`list`):
+            What the box sent.
+
+    Returns:
+        `list[Path]`: The uploaded file.
+
+    Raises:
+        InputError: If there is none.
+    """
+    value = values[0]
+    if value is None:
+        raise InputError("There is no image. Upload a file, take a photo, or choose an example.")
+    path = value.get("path") if isinstance(value, dict) else None
+    if not isinstance(path, str):
+        raise InputError("Image must be an uploaded file: with gradio_client, `handle_file(PATH)`.")
+    file = Path(path).resolve()
+    # Nobody may ask for other files of this machine.
+    if not file.is_relative_to(Path(get_upload_folder()).resolve()) or not file.is_file():
+        raise InputError("The image is no uploaded file. Upload it again.")
+    return [file]
+
+
+def read(loaded: Loaded, files: list[Path]) -> tuple[Image.Image, str]:
+    """
+    Args:
+        loaded (`Loaded`):
+            The model.
+        files (`list[Path]`):
+            One file.
+
+    Returns:
+        `tuple[Image, str]`: The image, turned as its camera says, in red, green and blue; nothing is left out.
+
+    Raises:
+        InputError: If it cannot be read, or is too large.
+    """
+    try:
+        with Image.open(files[0], formats=READ) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise InputError(
+                    f"The image has {image.width * image.height:,} pixels; at most {MAX_PIXELS:,} are read. Make it "
+                    "smaller."
+                )
+            if image.mode in TOO_DEEP:
+                raise InputError("The image has more than 8 bits for each colour. Save it with 8 bits.")
+            return ImageOps.exif_transpose(image).convert("RGB"), ""
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
+        raise InputError(f"This file cannot be read as an image. Send {FORMATS}.") from None
+
+
+@torch.inference_mode()
+def ask(loaded: Loaded, model: Any, image: Image.Image) -> list[float]:
+    """
+    Args:
+        loaded (`Loaded`):
+            The model's image processor.
+        model (`torch.nn.Module`):
+            The model, or its base.
+        image (`Image`):
+            The image.
+
+    Returns:
+        `list[float]`: Logits.
+
+    Raises:
+        InputError: If the model's answer is no number.
+    """
+    batch = loaded.processor(images=image, return_tensors="pt")
+    return finite(model(**batch.to(model.device)).logits[0]).tolist()
