@@ -252,7 +252,8 @@ def _weightless(model: nn.Module, length: int) -> tuple[nn.Module | None, Mappin
         type(p.data) is not torch.Tensor or not p.is_floating_point() for p in model.parameters()
     ):
         return None, None  # Quantised weights cannot be told without their values.
-    if beneath_adapters(model)[0] is model:
+    # What other libraries build around a model has no config of its own.
+    if beneath_adapters(model)[0] is model and hasattr(type(model), "config_class"):
         with torch.device("meta"):
             copy = type(model)(config)
         copy.to(next(model.parameters()).dtype)
@@ -261,7 +262,7 @@ def _weightless(model: nn.Module, length: int) -> tuple[nn.Module | None, Mappin
     for inputs in dummy_inputs(
         model, length=min(length, getattr(config, "max_position_embeddings", length) or length)
     ):
-        on_meta = {name: value.to("meta") for name, value in inputs.items() if name != "attention_mask"}
+        on_meta = _moved(inputs)
         try:
             with torch.no_grad():
                 copy(**on_meta)
@@ -269,6 +270,12 @@ def _weightless(model: nn.Module, length: int) -> tuple[nn.Module | None, Mappin
             continue
         return copy.train(), on_meta
     return None, None
+
+
+def _moved(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Inputs on the meta device, without masks, which masking code looks into."""
+    kept = {name: value for name, value in inputs.items() if name != "attention_mask"}
+    return {name: _moved(v) if isinstance(v, Mapping) else v.to("meta") for name, v in kept.items()}
 
 
 def _on_meta(model: nn.Module) -> nn.Module:

@@ -52,6 +52,7 @@ ROLES = {
     "context": "column of the text that holds the answer",
     "answers": "column of the answers",
     "messages": "column of conversations",
+    "negative": "column of a text that does not belong",
 }
 
 

@@ -42,5 +42,6 @@ TASK_NAMES = (
     "translation",
     "text-generation",
     "fill-mask",
+    "sentence-similarity",
 )
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")

@@ -33,6 +33,13 @@ from hf_transfer_plugin.record import TransferRecord, write_atomically
 
 TEMPLATES = Path(__file__).parent / "templates"
 MEASURES = {
+    "ndcg_at_10": "nDCG@10",
+    "mrr_at_10": "MRR@10",
+    "recall_at_10": "Recall@10",
+    "first_right": "First found is right",
+    "spearman": "Spearman's ρ",
+    "average_precision": "Average precision",
+    "roc_auc": "Area under the ROC curve",
     "entity_f1": "F1 of entities",
     "entity_precision": "Precision of entities",
     "entity_recall": "Recall of entities",
@@ -63,6 +70,9 @@ HUB_METRICS = {  # as the Hub names them, where it is otherwise
     "f1_macro": "f1",
     "r2": "r_squared",
     "pearson": "pearsonr",
+    "spearman": "spearmanr",
+    "first_right": "accuracy",
+    "recall_at_10": "recall",
     "entity_f1": "seqeval",
     "entity_precision": "seqeval",
     "entity_recall": "seqeval",
@@ -73,6 +83,7 @@ HUB_METRICS = {  # as the Hub names them, where it is otherwise
     "has_answer_f1": "f1",
     "no_answer_accuracy": "accuracy",
 }
+EMBEDDING = "sentence-transformers"
 PLOTS = ("schedule.png", "reliability.png", "confusion.png")
 SAMPLES = {"label": "wanted", "prediction": "answer"}
 _SPECIAL = re.compile(r"([\\`*_\[\]|~$])")
@@ -185,6 +196,8 @@ def _number(value: float) -> str:
 
 def _error_columns(record: TransferRecord) -> dict[str, str]:
     """A number's score is how far off it is; a class's how sure the model was."""
+    if record.task == "sentence-similarity":
+        return {"text_pair": "other text", "label": "right", "prediction": "found first", "score": "similarity"}
     score = "off by" if record.problem_type == "regression" else "confidence"
     return {"label": "given label", "prediction": "answer", "score": score}
 
@@ -204,9 +217,11 @@ def _metadata(record: TransferRecord) -> ModelCardData:
         )
         for metric, value in known.items()
     ]
+    # As sentence-transformers' own cards have them; the Hub finds its models by these.
+    tags = [EMBEDDING, "feature-extraction"] if record.task == "sentence-similarity" else []
     hub_dataset = not record.dataset.get("local", True)
     return ModelCardData(
-        library_name="transformers",
+        library_name=EMBEDDING if record.task == "sentence-similarity" else "transformers",
         language=record.language or None,
         license=record.license,
         pipeline_tag=record.task,
@@ -214,7 +229,7 @@ def _metadata(record: TransferRecord) -> ModelCardData:
         base_model_relation="finetune" if record.base_model_id else None,
         datasets=[record.dataset["name"]] if hub_dataset else None,
         metrics=sorted({HUB_METRICS.get(metric, metric) for metric in known}),
-        tags=["hf-transfer-plugin", "transfer-learning", record.strategy.get("name", "full")],
+        tags=[*tags, "hf-transfer-plugin", "transfer-learning", record.strategy.get("name", "full")],
         model_name=name if results else None,
         eval_results=results or None,
         co2_eq_emissions=_emissions(record),

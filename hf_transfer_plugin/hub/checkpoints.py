@@ -61,7 +61,9 @@ def push_checkpoint(checkpoint: str | Path, repo: str, *, private: bool = True) 
     with tempfile.TemporaryDirectory(prefix="state-") as temporary:
         files: dict[str, Path] = {}
         for name, folder in folders.items():
-            files |= {f"{name}/{f.name}": f for f in sorted(folder.iterdir()) if f.is_file() and f.name not in NEVER}
+            # Modules of embedding models have folders of their own.
+            inside = [f for f in sorted(folder.rglob("*")) if f.is_file() and f.name not in NEVER]
+            files |= {f"{name}/{f.relative_to(folder).as_posix()}": f for f in inside}
             # Where it lies here is nobody's business, and wrong elsewhere.
             own = json.loads((folder / STATE).read_text(encoding="utf-8"))
             if own.get("best_model_checkpoint"):

@@ -28,6 +28,7 @@ DEMO_VERSION = 1
 GRADIO_VERSION = "6.31.0"
 PYTHON_VERSION = "3.12.12"
 PINS = {"transformers": "5.23.0", "peft": "0.21.2"}
+OWN_PINS = {"sentence-similarity": {"sentence-transformers": "6.2.0"}}
 CLASSES, NUMBER = ("a text one of its classes", "classify"), ("a text a number", "predict_value")
 SPACE_TASKS = {  # (task, problem type or "messages") -> what the demo gives, and its call; the app has the same keys
     ("text-classification", "single_label_classification"): CLASSES,
@@ -39,6 +40,7 @@ SPACE_TASKS = {  # (task, problem type or "messages") -> what the demo gives, an
     ("translation", ""): ("a text its translation", "translate"),
     ("text-generation", ""): ("a text its continuation", "complete"),
     ("text-generation", "messages"): ("a message an answer", "chat"),
+    ("sentence-similarity", ""): ("a query the texts that fit it best", "search"),
     ("fill-mask", ""): ("a text its missing word", "fill"),
 }
 SENT = {
@@ -47,6 +49,7 @@ SENT = {
     "question": "a question",
     "context": "a text",
     "messages": "hello",
+    "corpus": "one text\\nanother text",
 }
 EXAMPLES = 8
 STOPPING = 10
@@ -197,7 +200,9 @@ def _settings(record: TransferRecord, model: str, title: str | None) -> dict[str
         "inputs": inputs,
         "class_names": record.class_names,
         "base_model": record.base_model_id,
-        "examples": [{k: v for k, v in row.items() if k in {*inputs, "label"}} for row in record.examples[:EXAMPLES]],
+        "examples": [
+            {k: v for k, v in row.items() if k in {*inputs, "label"}} for row in _examples(record)[:EXAMPLES]
+        ],
         "facts": _facts(record),
         "options": record.options,
         "adapter": {k: v for k, v in (record.adapter or {}).items() if k in ("name", "base_precision") and v},
@@ -210,8 +215,19 @@ def _inputs(record: TransferRecord) -> list[str]:
         return ["messages"]
     if record.task == "question-answering":
         return ["question", "context"]
+    if record.task == "sentence-similarity":
+        return ["text", "corpus"]
     pair = record.task == "text-classification" and "text_pair" in columns
     return ["text", "text_pair"] if pair else ["text"]
+
+
+def _examples(record: TransferRecord) -> list[dict[str, Any]]:
+    """Rows to try the model on; of a search each query with the second texts of all rows, one a line."""
+    if record.task != "sentence-similarity":
+        return record.examples
+    texts = (" ".join(str(row.get("text_pair") or row["text"]).split()) for row in record.examples)
+    corpus = "\n".join(dict.fromkeys(texts))
+    return [{"text": row["text"], "corpus": corpus} for row in record.examples]
 
 
 def _key(record: TransferRecord) -> tuple[str, str]:
@@ -237,8 +253,9 @@ def _facts(record: TransferRecord) -> dict[str, Any]:
 
 def _requirements(record: TransferRecord) -> str:
     """Peft brings torch, in the version that the Space's hardware has; `sdk_version` brings gradio."""
+    pins = PINS | OWN_PINS.get(record.task, {})
     released = {name: v for name, v in record.versions.items() if re.fullmatch(r"\d+(\.\d+)+", v)}
-    return "".join(f"{name}=={released.get(name, pin)}\n" for name, pin in PINS.items())
+    return "".join(f"{name}=={released.get(name, pin)}\n" for name, pin in pins.items())
 
 
 def _readme(record: TransferRecord, settings: dict[str, Any]) -> str:

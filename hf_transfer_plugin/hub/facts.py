@@ -16,6 +16,8 @@ BASELINES = {  # name in the record -> words; also of the demo
     "overlap": "sentence that shares most words with the question",
     "commonest_token": "commonest token",
     "commonest_tag": "commonest tag of each word",
+    "bm25": "BM25, a search by shared words",
+    "tf_idf": "TF-IDF, shared words of the two texts",
 }
 OVERLONG = {
     "question-answering": "were read in overlapping windows",
@@ -35,6 +37,10 @@ LIMITS = {
         "the one direction that it learned."
     ),
     "text-generation": "It writes what is likely, not what is true, and states both in the same tone.",
+    "sentence-similarity": (
+        "It finds what is most similar, also where nothing fits: look at the similarity before you rely on the first "
+        "place."
+    ),
     "fill-mask": "It guesses what fits the words around a gap, which says nothing of whether the sentence is true.",
 }
 CALIBRATED = 0.01
@@ -216,6 +222,7 @@ def limits(record: TransferRecord) -> list[str]:
         `list[str]`: What the model cannot do, as far as the record tells, a sentence each; plain text.
     """
     found = [*_class_limits(record), *([LIMITS[record.task]] if record.task in LIMITS else [])]
+    found += _search_limits(record)
     if record.problem_type == "regression":
         found.append("It answers with a number to every text, also where none would be right.")
     if "perplexity" in record.metrics:
@@ -237,6 +244,25 @@ def limits(record: TransferRecord) -> list[str]:
     if record.dataset.get("truncated") and overlong_words(record).endswith("truncated"):
         found.append("It does not read the end of long texts.")
     found.append(f"Whatever {record.base_model} learned before, biases too, is still in it.")
+    return found
+
+
+def _search_limits(record: TransferRecord) -> list[str]:
+    """How hard the search was that the figures tell of, and what made it easier."""
+    split, found = record.metrics_split, []
+    size = record.dataset.get("corpus", {}).get(split)
+    if size:
+        found.append(
+            f"The figures tell of searches among {size:,} texts; among more, the right one is found less often."
+        )
+    shared = record.dataset.get("shared_texts", {}).get(split)
+    if shared:
+        places = {"text": "first", "text_pair": "second"}
+        told = " and ".join(f"{count:,} of its {places[column]} texts" for column, count in shared.items() if count)
+        found.append(f"The {split} split shares {told} with the training rows, which flatters the figures.")
+    same = sum(record.dataset.get("same_text_rows", {}).values())
+    if same:
+        found.append(f"In {same:,} rows of the data both texts are the same, which makes the task look easier.")
     return found
 
 

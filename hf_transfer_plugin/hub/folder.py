@@ -14,6 +14,8 @@ from hf_transfer_plugin.hub.card import render_card
 from hf_transfer_plugin.hub.samples import SAMPLES, SUFFIXES
 from hf_transfer_plugin.record import RECORD_NAME, TransferRecord
 
+MODULES = "modules.json"
+_MODULE_FOLDER = re.compile(r"\d+_\w+")
 WEIGHTS = (*WHOLE, ADAPTER_WEIGHTS)
 ALLOWED = (
     *WEIGHTS,
@@ -34,6 +36,10 @@ ALLOWED = (
     "chat_template.jinja",
     "preprocessor_config.json",
     "processor_config.json",
+    # Of sentence-transformers; its further modules lie in folders that modules.json names.
+    MODULES,
+    "config_sentence_transformers.json",
+    "sentence_bert_config.json",
     RECORD_NAME,
     "*.png",
 )
@@ -81,6 +87,11 @@ def build_folder(record: TransferRecord, folder: Path, repo: str) -> list[str]:
     if ADAPTER in chosen and not any(fnmatch(name, pattern) for name in chosen for pattern in WHOLE):
         # Beside an adapter, Transformers would take a downloaded folder with it for the base.
         chosen = [name for name in chosen if name != "config.json"]
+    for module in _module_folders(run):
+        inside = [f"{module}/{path.name}" for path in sorted((run / module).iterdir())]
+        names = [name for name in names if name != module] + inside
+        chosen += [name for name in inside if any(fnmatch(name.split("/")[1], pattern) for pattern in ALLOWED)]
+        (folder / module).mkdir()
     for name in chosen:
         # Through a link the file may lie anywhere, so its content is copied.
         shutil.copyfile(run / name, folder / name)
@@ -90,6 +101,14 @@ def build_folder(record: TransferRecord, folder: Path, repo: str) -> list[str]:
     render_card(record, folder / "README.md", model=repo, adapter=metadata)
     search(folder)
     return [name for name in names if name not in chosen and not any(fnmatch(name, own) for own in OWN)]
+
+
+def _module_folders(run: Path) -> list[str]:
+    """Folders of the modules behind the first one, which lies in the run folder itself."""
+    file = run / MODULES
+    modules = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+    named = [str(module.get("path") or "") for module in modules]
+    return sorted(name for name in named if _MODULE_FOLDER.fullmatch(name) and (run / name).is_dir())
 
 
 def search(folder: Path) -> None:

@@ -73,6 +73,17 @@ asked = {asked}
 asked = [{{"role": "user", "content": asked}}] if write.tokenizer.chat_template else asked + "\\n"
 print(write(asked, max_new_tokens={limit}, do_sample=False, return_full_text=False)[0]["generated_text"])"""
 
+SEARCHING = """\
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer({name})
+query = {query}
+texts = [
+{texts}]
+found = model.similarity(model.encode_query([query]), model.encode_document(texts))[0]
+for place in found.argsort(descending=True):
+    print(round(float(found[place]), 3), texts[place])"""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -180,7 +191,16 @@ def _fill(record: TransferRecord, source: Source) -> str:
     )
 
 
+def _search(record: TransferRecord, source: Source) -> str:
+    query, texts = _example(record, "text", ASKED), [TEXT]
+    if record.examples:
+        texts = [str(row.get("text_pair") or row["text"])[:ASKED] for row in record.examples]
+    listed = "".join(f"    {_quoted(text)},\n" for text in texts)
+    return SEARCHING.format(name=source.name, query=_quoted(query), texts=listed)
+
+
 SNIPPETS = {
+    "sentence-similarity": _search,
     "text-classification": _classify,
     "token-classification": _tag,
     "question-answering": _answer,

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import Trainer
 
 from hf_transfer_plugin.callbacks.ranks import together
 from hf_transfer_plugin.features import collect_features, solve_linear_head
 from hf_transfer_plugin.recipes.caching import make_feature_store
+from hf_transfer_plugin.recipes.embedding import build_trainer
 from hf_transfer_plugin.recipes.measuring import Measuring, measure
 from hf_transfer_plugin.tasks import Outcome
 
@@ -86,7 +86,9 @@ def _pretrained(prepared: Any, split: str) -> dict[str, float]:
     """The model with the head that it came with, before any training; left as it was."""
     task, model = prepared.task, prepared.model
     with torch.random.fork_rng():
-        trainer = Trainer(
+        trainer = build_trainer(
+            task,
+            prepared.data,
             model=model,
             args=prepared.args,
             eval_dataset=prepared.encoded[split],

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 
 from hf_transfer_plugin.adapters import virtual_tokens
 from hf_transfer_plugin.config import TransferConfig
 from hf_transfer_plugin.layers import beneath_adapters
+from hf_transfer_plugin.recipes.embedding import build_trainer
 from hf_transfer_plugin.recipes.measuring import Measuring, measure, write_texts
 from hf_transfer_plugin.recipes.preparing import encode_rows, set_up
 from hf_transfer_plugin.recipes.pretrained import load_processor, readable_length
@@ -153,7 +154,9 @@ def _predict(
     set_up(task, inner, processor, data, args)
     length = readable_length(config, processor, inner, kept=virtual_tokens(model))
     encoded, _ = encode_rows(task, data, processor, length, inner)
-    trainer = Trainer(
+    trainer = build_trainer(
+        task,
+        data,
         model=model,
         args=args,
         data_collator=task.collator(processor, data),

@@ -20,6 +20,7 @@ from hf_transfer_plugin.recipes.adapter_runs import keep_merged
 from hf_transfer_plugin.recipes.baselines import measure_baselines
 from hf_transfer_plugin.recipes.caching import cache_facts, make_cache
 from hf_transfer_plugin.recipes.checks import CONFIG_NAME, checkpoint_of
+from hf_transfer_plugin.recipes.embedding import build_trainer
 from hf_transfer_plugin.recipes.energy import measured_energy
 from hf_transfer_plugin.recipes.measuring import Measuring, measure
 from hf_transfer_plugin.recipes.preparing import Prepared, prepare, writes_each_time
@@ -167,7 +168,10 @@ def make_trainer(prepared: Prepared, *callbacks: TrainerCallback) -> Trainer:
     added = [NonFiniteLossCallback(), _ResumeAlike(), *callbacks, *sharing_callbacks(prepared.config, args)]
     if prepared.config.early_stopping_patience is not None:
         added.append(EarlyStoppingCallback(prepared.config.early_stopping_patience))
-    trainer = TransferTrainer(
+    trainer = build_trainer(
+        task,
+        data,
+        kind=TransferTrainer,
         model=prepared.model,
         args=args,
         train_dataset=prepared.encoded["train"],

@@ -44,6 +44,7 @@ OPTIONS = (
     "packing",
     "mlm_probability",
     "skip_unreadable",
+    "loss",
 )
 
 

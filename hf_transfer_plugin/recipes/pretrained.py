@@ -10,6 +10,7 @@ from torch import nn
 from hf_transfer_plugin.adapters.loading import is_adapter
 from hf_transfer_plugin.config import TransferConfig
 from hf_transfer_plugin.recipes.base_precision import QUANTISED, head_names, keep_gradients, loading_settings
+from hf_transfer_plugin.recipes.embedding import EMBEDDING, Embedder, fit_tokenizer, refuse_embedding_options
 from hf_transfer_plugin.tasks import TASKS, Task, TaskData
 
 
@@ -62,6 +63,11 @@ def load_model(
     Raises:
         ValueError: If it cannot be loaded.
     """
+    if task.library == EMBEDDING:
+        refuse_embedding_options(config)
+        embedder = _load(Embedder, config)
+        fit_tokenizer(embedder, processor)
+        return embedder, frozenset()
     names = data.class_names
     settings: dict[str, Any] = {}
     if data.problem_type or names:

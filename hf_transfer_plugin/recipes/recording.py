@@ -27,6 +27,7 @@ PACKAGES = (
     "datasets",
     "evaluate",
     "scikit-learn",
+    "sentence-transformers",
 )
 ARGUMENTS = (
     "learning_rate",

@@ -5,6 +5,7 @@ from hf_transfer_plugin.tasks.classification import TEXT_CLASSIFICATION
 from hf_transfer_plugin.tasks.fill_mask import FILL_MASK
 from hf_transfer_plugin.tasks.loading import load_splits
 from hf_transfer_plugin.tasks.question_answering import QUESTION_ANSWERING
+from hf_transfer_plugin.tasks.sentence_similarity import SENTENCE_SIMILARITY
 from hf_transfer_plugin.tasks.text_generation import TEXT_GENERATION
 from hf_transfer_plugin.tasks.token_classification import TOKEN_CLASSIFICATION
 from hf_transfer_plugin.tasks.writing import SUMMARIZATION, TRANSLATION
@@ -19,6 +20,7 @@ TASKS: dict[str, Task] = {
         TRANSLATION,
         TEXT_GENERATION,
         FILL_MASK,
+        SENTENCE_SIMILARITY,
     )
 }
 

@@ -172,7 +172,8 @@ def _read_scores(splits: DatasetDict, column: str, values: dict[str, dict[str, l
                 f"The score of a pair must be a finite number, but {len(bad)} of {len(scores)} in {column!r} of the "
                 f"{split} split are not (row {bad[0]}, counted from 0, is {scores[bad[0]]!r}). {way}"
             )
-        values[split]["label"] = [float(score) for score in scores]
+        whole = set(scores) <= {0, 1}
+        values[split]["label"] = [int(score) if whole else float(score) for score in scores]
     seen = {score for found in values.values() for score in found["label"]}
     if len(seen) < 2:
         raise ValueError(

@@ -43,6 +43,9 @@ def refusal_of(trainer: Trainer, model: nn.Module, loader: Any, *, keep_dropout:
     reasons = {
         "the data is a stream without length": isinstance(data, IterableDataset) or not hasattr(data, "__len__"),
         "`keep_dropout` lets the frozen layers drop out, so they never say the same twice": keep_dropout,
+        "an embedding model is called for each text of a row, and the cache knows one call a batch": hasattr(
+            trainer, "collect_features"
+        ),
         "NEFTune adds noise below the frozen layers": bool(args.neftune_noise_alpha),
         "`torch_compile` makes one program of the whole model": args.torch_compile,
         "FSDP and DeepSpeed divide the frozen layers": trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled,

@@ -10,12 +10,13 @@ from pathlib import Path
 import chat
 import mask_input
 import question_input
+import search_input
 import tags
 import text_input
 import writing
 from answering import Demo
 from limits import MAX_UPLOAD, MAX_WAITING, BodyLimit
-from loading import DemoError, Settings, load
+from loading import EMBEDDER, DemoError, Settings, load
 from page import CSS, HEAD, build, theme
 from starlette.middleware import Middleware
 
@@ -96,6 +97,18 @@ TASKS = {  # (task, problem type, or "messages" where they are what is asked) ->
         mask_input.guesses,
         mask_input.show,
         mask_input.LIMIT,
+    ),
+    ("sentence-similarity", ""): Demo(
+        EMBEDDER,
+        "search",
+        "Search",
+        search_input.inputs,
+        search_input.check,
+        search_input.read,
+        search_input.ask,
+        search_input.found,
+        search_input.show,
+        search_input.LIMIT,
     ),
 }
 

@@ -11,17 +11,20 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import adapter
 import torch
 import transformers
+from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 # Their figures were measured with as many tokens as in training; more would be something else.
 AS_TRAINED = {"question-answering", "summarization", "translation"}
 WITH_OFFSETS = {"token-classification", "question-answering"}
+EMBEDDER = "SentenceTransformer"
 OTHER_HEADS = {"ForCausalLM": ("LMHeadModel",), "ForSeq2SeqLM": ("ForConditionalGeneration", "MTModel")}
 
 
@@ -159,6 +162,10 @@ def load(
     try:
         if Path(model).is_absolute() and not Path(model).is_dir():
             raise OSError("there is no such folder.")
+        if auto_class == EMBEDDER:
+            loaded = _load_embedder(settings, model)
+            loaded.options = settings.options
+            return loaded
         adapted = find_adapter_config_file(model) is not None
         way = partial(_load_adapter, base=base) if adapted else _load_whole
         loaded = way(settings, model, auto_class, getattr(transformers, processor))
@@ -221,6 +228,22 @@ def _load_whole(settings: Settings, model: str, name: str, processors: Any) -> L
     named = list(trained.config.id2label.values())
     generic = all(str(name).startswith("LABEL_") for name in named)
     return Loaded(trained, processor, settings.class_names if generic else named, _limit(processor, trained), as_base)
+
+
+def _load_embedder(settings: Settings, model: str) -> Loaded:
+    """An embedding model, and its base, where that is one too."""
+    make = getattr(import_module("sentence_transformers"), EMBEDDER)
+    trained = _ready(make(model, device="cpu"))
+    as_base = None
+    try:
+        # Of a body without modules of its own the library would make one that nobody has trained.
+        if settings.base_model is not None and cached_file(settings.base_model, "modules.json"):
+            base = _ready(make(settings.base_model, device="cpu"))
+            as_base = partial(nullcontext, base)
+    except (OSError, ValueError):
+        as_base = None
+    said = "The base model gives no vectors of texts, so it cannot be asked here for comparison."
+    return Loaded(trained, trained.tokenizer, [], trained.max_seq_length, as_base, no_base=said)
 
 
 def _load_adapter(settings: Settings, model: str, name: str, processors: Any, base: str | None) -> Loaded:
