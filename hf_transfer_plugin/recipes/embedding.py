@@ -160,7 +160,7 @@ def embedding_trainer(data: TaskData, *, model: Any, args: TrainingArguments, **
     losses = require(f"{PACKAGE}.sentence_transformer.losses", extra=EXTRA)
     trainer: Any = trainer_class()(model=model, args=own, loss=getattr(losses, loss)(model), **parts)
     form = data.facts.get("form")
-    trainer.measures, trainer.compares = form is not None, loss in LOSSES.get(form, ())
+    trainer.measures, trainer.compares = form is not None, loss in LOSSES.get(str(form), ())
     return trainer
 
 
