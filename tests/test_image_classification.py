@@ -18,7 +18,7 @@ from transformers import (
     pipeline,
 )
 
-from hf_transfer_plugin import TransferConfig, TransferRecord, finetune
+from hf_transfer_plugin import FrozenPrefixCache, TransferConfig, TransferRecord, finetune
 from hf_transfer_plugin.features import extract_features
 from hf_transfer_plugin.hub import render_card
 from hf_transfer_plugin.hub.snippets import getting_started
@@ -379,17 +379,17 @@ def evaluate_run_on(run, data):
 
 
 @pytest.mark.parametrize("name", ["vit", pytest.param("mobilenet", marks=pytest.mark.slow)])
-def test_the_prefix_cache_is_read_and_changes_no_bit(name, models, tmp_path):
-    found = {}
-    for cache in ("off", str(tmp_path / "cache")):
-        output = tmp_path / f"run-{cache == 'off'}"
-        given = config(models(name), "rows", strategy="feature-extraction", prefix_cache=cache)
-        found[cache] = finetune(given, arguments(output, num_train_epochs=3), splits=splits()), output
-    (_, without), (record, within) = found.values()
-    assert record.prefix_cache["hits"] > 0, record.prefix_cache["reason"]
-    first, second = (load_file(folder / "model.safetensors") for folder in (without, within))
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[key], second[key]) for key in first)
+def test_the_prefix_cache_is_read_and_in_32_bits_changes_none(name, models, tmp_path):
+    found = []
+    for cache in (None, FrozenPrefixCache(tmp_path / "cache", storage="float32")):
+        output = arguments(tmp_path / f"run-{cache is None}", num_train_epochs=3)
+        prepared = prepare(config(models(name), "rows", strategy="feature-extraction"), output, splits=splits())
+        trainer = make_trainer(prepared)
+        attach(trainer, schedule=prepared.strategy, cache=cache, groups=prepared.groups)
+        trainer.train()
+        found.append({key: value.clone() for key, value in prepared.model.state_dict().items()})
+    assert cache.report["hits"] > 0, cache.report["reason"]
+    assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
 
 
 class Stop(TrainerCallback):

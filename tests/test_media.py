@@ -88,13 +88,6 @@ def test_folder_with_a_metadata_file_is_read(tmp_path):
     assert len(train) == 2
 
 
-def test_metadata_that_names_a_missing_file_is_told(tmp_path):
-    picture(1, light=True).save(tmp_path / "a.png")
-    (tmp_path / "metadata.csv").write_text("file_name,label\na.png,x\nmissing.png,y\n")
-    with pytest.raises(ValueError, match="`dataset` must be a folder with one folder for each class"):
-        load_splits(config(tmp_path))
-
-
 @pytest.mark.parametrize(("name", "role"), [("a.PNG", "image"), ("a.jpeg", "image"), ("a.flac", "audio")])
 def test_a_single_file_is_a_row(tmp_path, name, role):
     (tmp_path / name).write_bytes(b"x")

@@ -11,7 +11,7 @@ from loading import Loaded, Settings
 from PIL import Image, ImageOps
 
 FORMATS = "PNG, JPEG, WebP, GIF, BMP or TIFF"
-READ = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF")  # an image of other formats may be a program
+READ = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # an image of other formats may be a program
 MAX_PIXELS = 50_000_000
 TOO_DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 LIMIT = "It looks at the whole image, made as small as in training: details of a few pixels are lost."
