@@ -10,8 +10,8 @@ package runs). Queries, keys and values lie there in one matrix and are parted a
 
 Whisper hears thirty seconds at a time, however short a sound is: what is said in one second costs as much. Its encoder
 counts places by fixed sines, and its decoder asks for no number of them, so the first 150 of its 1,500 places make an
-encoder for three seconds at less than a tenth of the cost. Nothing else changes; but it never saw so little before, and
-should be trained before it is used.
+encoder for three seconds at less than a tenth of the cost. Nothing else changes; but it never saw so little before,
+and should be trained before it is used.
 """
 
 import argparse
@@ -77,6 +77,52 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     return found
 
 
+class Translation:
+    """
+    Tensors by Transformers' names, in `found`.
+
+    Args:
+        tensors (`dict[str, torch.Tensor]`):
+            As CTranslate2 names them.
+    """
+
+    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
+        self.tensors, self.found = tensors, {}
+
+    def linear(self, name: str, source: str) -> None:
+        """Takes over weight and bias."""
+        for part in ("weight", "bias"):
+            if f"{source}/{part}" in self.tensors:
+                self.found[f"{name}.{part}"] = self.tensors[f"{source}/{part}"]
+
+    def norm(self, name: str, source: str) -> None:
+        """Takes over a normalisation."""
+        self.found[f"{name}.weight"] = self.tensors[f"{source}/gamma"]
+        self.found[f"{name}.bias"] = self.tensors[f"{source}/beta"]
+
+    def attention(self, name: str, source: str) -> None:
+        """Attention to itself has one matrix for three, that to the encoder one for queries and one for the rest."""
+        self.norm(f"{name}_layer_norm", f"{source}/layer_norm")
+        alone = f"{source}/linear_2/weight" not in self.tensors
+        parts = (("q", "k", "v"),) if alone else (("q",), ("k", "v"))
+        for number, joined in enumerate(parts):
+            for part in ("weight", "bias"):
+                pieces = self.tensors[f"{source}/linear_{number}/{part}"].chunk(len(joined))
+                named = {f"{name}.{letter}_proj.{part}": p.clone() for letter, p in zip(joined, pieces, strict=True)}
+                named.pop(f"{name}.k_proj.bias", None)  # keys have none
+                self.found |= named
+        self.linear(f"{name}.out_proj", f"{source}/linear_{len(parts)}")
+
+    def layer(self, name: str, source: str) -> None:
+        """Takes over one layer, called `source` there and `name` here."""
+        for part, called in PARTS.items():
+            if f"{source}/{part}/linear_0/weight" in self.tensors:
+                self.attention(f"{name}.{called}", f"{source}/{part}")
+        self.norm(f"{name}.final_layer_norm", f"{source}/ffn/layer_norm")
+        self.linear(f"{name}.fc1", f"{source}/ffn/linear_0")
+        self.linear(f"{name}.fc2", f"{source}/ffn/linear_1")
+
+
 def translated(tensors: dict[str, torch.Tensor], places: int) -> dict[str, torch.Tensor]:
     """
     Args:
@@ -88,44 +134,18 @@ def translated(tensors: dict[str, torch.Tensor], places: int) -> dict[str, torch
     Returns:
         `dict[str, torch.Tensor]`: As Transformers names them.
     """
-    found: dict[str, torch.Tensor] = {}
-
-    def linear(name: str, source: str) -> None:
-        for part in ("weight", "bias"):
-            if f"{source}/{part}" in tensors:
-                found[f"{name}.{part}"] = tensors[f"{source}/{part}"]
-
-    def norm(name: str, source: str) -> None:
-        found[f"{name}.weight"], found[f"{name}.bias"] = tensors[f"{source}/gamma"], tensors[f"{source}/beta"]
-
-    def attention(name: str, source: str) -> None:
-        norm(f"{name}_layer_norm", f"{source}/layer_norm")
-        number = 0
-        for joined in (("q", "k", "v"),) if f"{source}/linear_2/weight" not in tensors else (("q",), ("k", "v")):
-            for part in ("weight", "bias"):
-                pieces = tensors[f"{source}/linear_{number}/{part}"].chunk(len(joined))
-                for letter, piece in zip(joined, pieces, strict=True):
-                    if (letter, part) != ("k", "bias"):  # keys have none
-                        found[f"{name}.{letter}_proj.{part}"] = piece.clone()
-            number += 1
-        linear(f"{name}.out_proj", f"{source}/linear_{number}")
-
+    made = Translation(tensors)
     for side in ("encoder", "decoder"):
-        norm(f"model.{side}.layer_norm", f"{side}/layer_norm")
+        made.norm(f"model.{side}.layer_norm", f"{side}/layer_norm")
         positions = tensors[f"{side}/position_encodings/encodings"]
-        found[f"model.{side}.embed_positions.weight"] = positions[:places].clone() if side == "encoder" else positions
+        kept = positions[:places].clone() if side == "encoder" else positions
+        made.found[f"model.{side}.embed_positions.weight"] = kept
         for number in range(sum(f"{side}/layer_{i}/ffn/linear_0/weight" in tensors for i in range(100))):
-            source, name = f"{side}/layer_{number}", f"model.{side}.layers.{number}"
-            for part, called in PARTS.items():
-                if f"{source}/{part}/linear_0/weight" in tensors:
-                    attention(f"{name}.{called}", f"{source}/{part}")
-            norm(f"{name}.final_layer_norm", f"{source}/ffn/layer_norm")
-            linear(f"{name}.fc1", f"{source}/ffn/linear_0")
-            linear(f"{name}.fc2", f"{source}/ffn/linear_1")
+            made.layer(f"model.{side}.layers.{number}", f"{side}/layer_{number}")
     for number in (1, 2):
-        linear(f"model.encoder.conv{number}", f"encoder/conv{number}")
+        made.linear(f"model.encoder.conv{number}", f"encoder/conv{number}")
     embeddings = tensors["decoder/embeddings/weight"]
-    return found | {"model.decoder.embed_tokens.weight": embeddings, "proj_out.weight": embeddings}
+    return made.found | {"model.decoder.embed_tokens.weight": embeddings, "proj_out.weight": embeddings}
 
 
 def build(seconds: int) -> tuple[WhisperForConditionalGeneration, WhisperProcessor]:

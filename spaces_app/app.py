@@ -6,8 +6,11 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import audio_input
 import chat
+import image_input
 import mask_input
 import question_input
 import search_input
@@ -22,9 +25,14 @@ from starlette.middleware import Middleware
 
 CLASSIFIER = "AutoModelForSequenceClassification"
 SEQ2SEQ, CAUSAL = "AutoModelForSeq2SeqLM", "AutoModelForCausalLM"
+SEEN = (image_input.inputs, image_input.check, image_input.read, image_input.ask)
+IMAGES: dict[str, Any] = {"limit": image_input.LIMIT, "processor": "AutoImageProcessor"}
 BOXES = (text_input.inputs, text_input.check)
 READ_TEXT = (*BOXES, text_input.read, text_input.ask)
 WRITE = (*BOXES, writing.read_prompted, writing.ask)
+SEER, HEARER = "AutoModelForImageClassification", "AutoModelForAudioClassification"
+HEARD = (audio_input.inputs, audio_input.check, audio_input.read)
+TOLD_BY_SOUND: dict[str, Any] = {"limit": audio_input.LIMIT, "processor": "AutoFeatureExtractor"}
 TASKS = {  # (task, problem type, or "messages" where they are what is asked) -> demo
     ("text-classification", "single_label_classification"): Demo(
         CLASSIFIER, "classify", "Classify", *READ_TEXT, text_input.one_label, text_input.softmax
@@ -34,6 +42,56 @@ TASKS = {  # (task, problem type, or "messages" where they are what is asked) ->
     ),
     ("text-classification", "regression"): Demo(
         CLASSIFIER, "predict_value", "Predict", *READ_TEXT, text_input.number, text_input.value
+    ),
+    ("image-classification", "single_label_classification"): Demo(
+        SEER, "classify", "Classify", *SEEN, text_input.one_label, text_input.softmax, **IMAGES
+    ),
+    ("image-classification", "multi_label_classification"): Demo(
+        SEER, "classify", "Classify", *SEEN, text_input.many_labels, text_input.sigmoid, **IMAGES
+    ),
+    ("image-classification", "regression"): Demo(
+        SEER, "predict_value", "Predict", *SEEN, text_input.number, text_input.value, **IMAGES
+    ),
+    ("audio-classification", "single_label_classification"): Demo(
+        HEARER,
+        "classify",
+        "Classify",
+        *HEARD,
+        audio_input.ask_class,
+        text_input.one_label,
+        text_input.softmax,
+        **TOLD_BY_SOUND,
+    ),
+    ("audio-classification", "multi_label_classification"): Demo(
+        HEARER,
+        "classify",
+        "Classify",
+        *HEARD,
+        audio_input.ask_class,
+        text_input.many_labels,
+        text_input.sigmoid,
+        **TOLD_BY_SOUND,
+    ),
+    ("audio-classification", "regression"): Demo(
+        HEARER,
+        "predict_value",
+        "Predict",
+        *HEARD,
+        audio_input.ask_class,
+        text_input.number,
+        text_input.value,
+        **TOLD_BY_SOUND,
+    ),
+    ("automatic-speech-recognition", ""): Demo(
+        "AutoModelForSpeechSeq2Seq",
+        "transcribe",
+        "Transcribe",
+        *HEARD,
+        audio_input.ask_text,
+        partial(writing.box, "Transcript"),
+        writing.show,
+        audio_input.LIMIT,
+        processor="AutoProcessor",
     ),
     ("token-classification", ""): Demo(
         "AutoModelForTokenClassification",

@@ -159,7 +159,7 @@ def test_text_of_data_cannot_change_readme_or_page(tmp_path, space):
 @pytest.mark.parametrize(
     ("changes", "model", "message"),
     [
-        ({"task": "image-classification"}, "me/model", "There are demos for fill-mask, .*, but .*image-class"),
+        ({"task": "depth-estimation"}, "me/model", "There are demos for .*fill-mask, .*, but .*depth-est"),
         ({"problem_type": ""}, "me/model", "no problem type"),
         ({}, "not a model", "must be a Hub id"),
         ({}, "/tmp/run", "must be a Hub id"),

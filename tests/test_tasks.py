@@ -152,7 +152,8 @@ def test_unknown_format_is_told(tmp_path):
 
 def test_folder_without_data_is_told(tmp_path):
     (tmp_path / "notes.md").write_text("x")
-    with pytest.raises(ValueError, match="`dataset` is a folder without .csv, .* files, images or sounds: .*Name the files after"):
+    told = "`dataset` is a folder without .csv, .* files, images or sounds: .*Name the files after"
+    with pytest.raises(ValueError, match=told):
         load_splits(config(tmp_path))
 
 

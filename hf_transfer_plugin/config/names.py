@@ -43,5 +43,8 @@ TASK_NAMES = (
     "text-generation",
     "fill-mask",
     "sentence-similarity",
+    "image-classification",
+    "audio-classification",
+    "automatic-speech-recognition",
 )
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")

@@ -27,6 +27,7 @@ from hf_transfer_plugin.hub.facts import (
     overlong_words,
     phase_rows,
 )
+from hf_transfer_plugin.hub.media_facts import media_words
 from hf_transfer_plugin.hub.samples import SampleFile, with_files
 from hf_transfer_plugin.hub.snippets import getting_started
 from hf_transfer_plugin.record import TransferRecord, write_atomically
@@ -58,6 +59,9 @@ MEASURES = {
     "rouge1": "ROUGE-1",
     "rouge2": "ROUGE-2",
     "rougeL": "ROUGE-L",
+    "wer": "Word error rate (lower is better)",
+    "cer": "Character error rate (lower is better)",
+    "wer_normalized": "Word error rate without case and punctuation",
     "bleu": "BLEU",
     "chrf": "chrF",
     "perplexity": "Perplexity (lower is better)",
@@ -80,6 +84,7 @@ HUB_METRICS = {  # as the Hub names them, where it is otherwise
     "rouge2": "rouge",
     "rougeL": "rouge",
     "token_accuracy": "accuracy",
+    "wer_normalized": "wer",
     "has_answer_f1": "f1",
     "no_answer_accuracy": "accuracy",
 }
@@ -154,6 +159,7 @@ def render_card(
         errors=answer_table(record.errors, _error_columns(record)),
         samples=answer_table(record.samples, SAMPLES),
         overlong=overlong_words(record),
+        media=media_words(record),
         phases=phase_rows(record),
         cache=cache_words(record),
         limits=limits(record),

@@ -28,7 +28,12 @@ DEMO_VERSION = 1
 GRADIO_VERSION = "6.31.0"
 PYTHON_VERSION = "3.12.12"
 PINS = {"transformers": "5.23.0", "peft": "0.21.2"}
-OWN_PINS = {"sentence-similarity": {"sentence-transformers": "6.2.0"}}
+SOUND_PINS = {"soundfile": "0.14.0", "soxr": "1.1.0"}
+OWN_PINS = {
+    "sentence-similarity": {"sentence-transformers": "6.2.0"},
+    "audio-classification": SOUND_PINS,
+    "automatic-speech-recognition": SOUND_PINS,
+}
 CLASSES, NUMBER = ("a text one of its classes", "classify"), ("a text a number", "predict_value")
 SPACE_TASKS = {  # (task, problem type or "messages") -> what the demo gives, and its call; the app has the same keys
     ("text-classification", "single_label_classification"): CLASSES,
@@ -42,6 +47,13 @@ SPACE_TASKS = {  # (task, problem type or "messages") -> what the demo gives, an
     ("text-generation", "messages"): ("a message an answer", "chat"),
     ("sentence-similarity", ""): ("a query the texts that fit it best", "search"),
     ("fill-mask", ""): ("a text its missing word", "fill"),
+    ("image-classification", "single_label_classification"): ("an image one of its classes", "classify"),
+    ("image-classification", "multi_label_classification"): ("an image one of its classes", "classify"),
+    ("image-classification", "regression"): ("an image a number", "predict_value"),
+    ("audio-classification", "single_label_classification"): ("a sound one of its classes", "classify"),
+    ("audio-classification", "multi_label_classification"): ("a sound one of its classes", "classify"),
+    ("audio-classification", "regression"): ("a sound a number", "predict_value"),
+    ("automatic-speech-recognition", ""): ("speech its text", "transcribe"),
 }
 SENT = {
     "text": "a text",
@@ -51,6 +63,7 @@ SENT = {
     "messages": "hello",
     "corpus": "one text\\nanother text",
 }
+SENT_FILES = {"image": "picture.jpg", "audio": "sound.wav"}
 EXAMPLES = 8
 STOPPING = 10
 
@@ -217,6 +230,10 @@ def _inputs(record: TransferRecord) -> list[str]:
         return ["question", "context"]
     if record.task == "sentence-similarity":
         return ["text", "corpus"]
+    if record.task == "image-classification":
+        return ["image"]
+    if record.task in {"audio-classification", "automatic-speech-recognition"}:
+        return ["audio"]
     pair = record.task == "text-classification" and "text_pair" in columns
     return ["text", "text_pair"] if pair else ["text"]
 
@@ -273,7 +290,11 @@ def _readme(record: TransferRecord, settings: dict[str, Any]) -> str:
         **{key: settings[key] for key in ("title", "model", "base_model")},
         gradio=GRADIO_VERSION,
         api_name=api_name,
-        arguments=", ".join(f'"{sent[name]}"' for name in settings["inputs"]),
+        arguments=", ".join(
+            f'handle_file("{SENT_FILES[name]}")' if name in SENT_FILES else f'"{sent[name]}"'
+            for name in settings["inputs"]
+        ),
+        files=any(name in SENT_FILES for name in settings["inputs"]),
     )
     local = record.dataset.get("local", True)
     data = SpaceCardData(

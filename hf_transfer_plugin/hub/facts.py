@@ -41,6 +41,18 @@ LIMITS = {
         "It finds what is most similar, also where nothing fits: look at the similarity before you rely on the first "
         "place."
     ),
+    "audio-classification": (
+        "It hears voices, rooms and microphones as well as what is said or sounds, and may answer by these on "
+        "recordings made otherwise."
+    ),
+    "automatic-speech-recognition": (
+        "It writes something for every sound, noise and silence too, and can write words that nobody said. Names, "
+        "numbers and voices unlike those that it learned from it hears worst."
+    ),
+    "image-classification": (
+        "It knows pictures like those that it learned from: another camera, light, angle or background can change its "
+        "answer."
+    ),
     "fill-mask": "It guesses what fits the words around a gap, which says nothing of whether the sentence is true.",
 }
 CALIBRATED = 0.01
@@ -224,7 +236,8 @@ def limits(record: TransferRecord) -> list[str]:
     found = [*_class_limits(record), *([LIMITS[record.task]] if record.task in LIMITS else [])]
     found += _search_limits(record)
     if record.problem_type == "regression":
-        found.append("It answers with a number to every text, also where none would be right.")
+        asked = "image" if record.task == "image-classification" else "text"
+        found.append(f"It answers with a number to every {asked}, also where none would be right.")
     if "perplexity" in record.metrics:
         found.append("The perplexity depends on the tokenizer: it compares only models with the same one.")
     train = record.dataset.get("splits", {}).get("train")

@@ -60,7 +60,7 @@ def with_files(record: TransferRecord) -> tuple[TransferRecord, dict[str, bytes]
         files[path] = base64.b64decode(found["content"])
         return path
 
-    changed = {}
+    changed: dict[str, Any] = {}
     for kind in ("examples", "errors", "samples"):
         rows = getattr(record, kind)
         changed[kind] = [

@@ -1,6 +1,7 @@
 """Code for a card that loads the model and asks it about a row of the data, a few lines for each task."""
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,7 @@ PRECISION = 'dtype="float32"'
 # PEFT has no auto class of every kind; pipelines do not know its wrapper of the others.
 WRAPPING = """\
 config = PeftConfig.from_pretrained({name})
-base = {kind}.from_pretrained(config.base_model_name_or_path, revision=config.revision, {precision})
+base = {kind}.from_pretrained(config.base_model_name_or_path, revision=config.revision{sizes}, {precision})
 model = PeftModel.from_pretrained(base, {name}).get_base_model()  # with the adapter in it"""
 PIPELINE = "from transformers import pipeline\n\n{call} = pipeline({task}, model={name}{extra})\n"
 
@@ -72,6 +73,13 @@ text = {text}
 asked = {asked}
 asked = [{{"role": "user", "content": asked}}] if write.tokenizer.chat_template else asked + "\\n"
 print(write(asked, max_new_tokens={limit}, do_sample=False, return_full_text=False)[0]["generated_text"])"""
+
+HEARING = """\
+{imports}
+samples, rate = soundfile.read({file}, dtype="float32", always_2d=True)
+wanted = {call}.feature_extractor.sampling_rate
+sound = {{"raw": soxr.resample(samples.mean(1), rate, wanted), "sampling_rate": wanted}}
+{ask}"""
 
 SEARCHING = """\
 from sentence_transformers import SentenceTransformer
@@ -191,6 +199,14 @@ def _fill(record: TransferRecord, source: Source) -> str:
     )
 
 
+def _look(record: TransferRecord, source: Source) -> str:
+    given, name = next((row["image"] for row in record.examples if "image" in row), "picture.jpg"), source.name[1:-1]
+    fetched = given != "picture.jpg" and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)
+    file = f"https://huggingface.co/{name}/resolve/main/{given}" if fetched else given
+    start = _media_pipeline(record, source, "classify", "AutoModelForImageClassification")
+    return f"{start}print(classify({_quoted(file)}, top_k=None))"
+
+
 def _search(record: TransferRecord, source: Source) -> str:
     query, texts = _example(record, "text", ASKED), [TEXT]
     if record.examples:
@@ -199,7 +215,50 @@ def _search(record: TransferRecord, source: Source) -> str:
     return SEARCHING.format(name=source.name, query=_quoted(query), texts=listed)
 
 
+def _hear(record: TransferRecord, source: Source) -> str:
+    """Files are opened by soundfile, as in training: a pipeline would need ffmpeg, and torchaudio to resample."""
+    classes = record.task == "audio-classification"
+    call, ask = (
+        ("classify", "print(classify(sound, top_k=None))")
+        if classes
+        else ("transcribe", 'print(transcribe(sound)["text"])')
+    )
+    kind = (
+        "AutoModelForAudioClassification"
+        if classes
+        else ("AutoModelForCTC" if record.options.get("ctc") else "AutoModelForSpeechSeq2Seq")
+    )
+    given = next((row["audio"] for row in record.examples if "audio" in row), "sound.wav")
+    file, start = _quoted(given), _media_pipeline(record, source, call, kind)
+    fetched = given != "sound.wav" and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", json.loads(source.name))
+    imports = [
+        "import soundfile",
+        "import soxr",
+        *(["from huggingface_hub import hf_hub_download"] if fetched else []),
+    ]
+    file = f"hf_hub_download({source.name}, {file})" if fetched else file
+    return HEARING.format(imports="\n".join([*imports, start.rstrip()]), call=call, file=file, ask=ask)
+
+
+def _media_pipeline(record: TransferRecord, source: Source, call: str, kind: str) -> str:
+    if not source.adapter:
+        return PIPELINE.format(call=call, task=_quoted(record.task), name=source.name, extra="")
+    model, peft, own = _model_lines(record, source, kind)
+    image = record.task == "image-classification"
+    auto, part = ("AutoImageProcessor", "image_processor") if image else ("AutoFeatureExtractor", "feature_extractor")
+    parts, names, given = [f"{part} = {auto}.from_pretrained({source.name})"], [auto], f"{part}={part}"
+    if record.task == "automatic-speech-recognition":
+        parts.append(f"tokenizer = AutoTokenizer.from_pretrained({source.name})")
+        names, given = [*names, "AutoTokenizer"], f"{given}, tokenizer=tokenizer"
+    imports = sorted([*names, *own, "pipeline"], key=lambda one: (one.islower(), one))
+    head = [*([f"from peft import {peft}"] if peft else []), f"from transformers import {', '.join(imports)}", ""]
+    return "\n".join([*head, *model, *parts, f"{call} = pipeline({_quoted(record.task)}, model=model, {given})", ""])
+
+
 SNIPPETS = {
+    "image-classification": _look,
+    "audio-classification": _hear,
+    "automatic-speech-recognition": _hear,
     "sentence-similarity": _search,
     "text-classification": _classify,
     "token-classification": _tag,
@@ -256,7 +315,12 @@ def _model_lines(record: TransferRecord, source: Source, kind: str) -> tuple[lis
     if not source.adapter:
         return [f"model = {kind}.from_pretrained({name})"], "", [kind]
     if kind not in ADAPTER_CLASSES:
-        return [WRAPPING.format(kind=kind, name=name, precision=PRECISION)], "PeftConfig, PeftModel", [kind]
+        sizes = _sizes(record)
+        return (
+            [WRAPPING.format(kind=kind, name=name, sizes=sizes, precision=PRECISION)],
+            "PeftConfig, PeftModel",
+            [kind],
+        )
     peft = ADAPTER_CLASSES[kind]
     labels = _labels(record) if kind in CLASSIFYING else ""
     lines = [f"model = {peft}.from_pretrained({name}{labels}, {PRECISION})"]
@@ -264,6 +328,14 @@ def _model_lines(record: TransferRecord, source: Source, kind: str) -> tuple[lis
         return lines, peft, []
     lines.append(f"model.get_base_model().generation_config = GenerationConfig.from_pretrained({name})")
     return lines, peft, ["GenerationConfig"]
+
+
+def _sizes(record: TransferRecord) -> str:
+    """What the head has that the adapter was trained with."""
+    if record.class_names or record.problem_type:
+        return _labels(record)
+    given = "".join(f", {n}={record.options[n]}" for n in ("vocab_size", "pad_token_id") if n in record.options)
+    return f"{given}, ignore_mismatched_sizes=True" if given else ""
 
 
 def _labels(record: TransferRecord) -> str:

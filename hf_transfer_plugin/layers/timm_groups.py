@@ -72,7 +72,8 @@ def timm_layer_groups(model: nn.Module, inputs: Mapping[str, Any] | None = None)
 
 def _classifier(inner: nn.Module) -> set[str]:
     """Names of the classifier's parameters; some models have two, as DeiT has for its teacher."""
-    found = inner.get_classifier() if hasattr(inner, "get_classifier") else None
+    ask: Any = getattr(inner, "get_classifier", None)
+    found = ask() if ask is not None else None
     heads = found if isinstance(found, (tuple, list)) else [found]
     held = {id(p) for head in heads if isinstance(head, nn.Module) for p in head.parameters()}
     return {name for name, p in parameters_by_name(inner).items() if id(p) in held}

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 
 from hf_transfer_plugin.callbacks.ranks import together
 from hf_transfer_plugin.features import collect_features, solve_linear_head
@@ -52,12 +53,7 @@ def _probe(prepared: Any, split: str) -> dict[str, float]:
     """A linear layer solved on the frozen features of train; for tokens with a fixed penalty, as they are many."""
     data, task = prepared.data, prepared.task
     collate = task.collator(prepared.processor, data)
-    names = [*prepared.processor.model_input_names, "labels"]
-    encoded = {
-        s: rows.select_columns([name for name in rows.column_names if name in names])
-        for s, rows in prepared.encoded.items()
-        if s in ("train", split)
-    }
+    encoded = {s: _inputs(rows, prepared.processor) for s, rows in prepared.encoded.items() if s in ("train", split)}
     store = make_feature_store(prepared.config)
     found = {
         s: collect_features(prepared.model, rows, collate, progress=f"Frozen features of {s}", store=store)
@@ -69,6 +65,14 @@ def _probe(prepared: Any, split: str) -> dict[str, float]:
     logits = head.logits(found[split][0])
     predictions = logits if data.problem_type else _by_token(logits, encoded[split]["labels"])
     return task.metrics(data, Outcome(data.splits[split], prepared.encoded[split], predictions))
+
+
+def _inputs(rows: Dataset, processor: Any) -> Dataset:
+    """What the model reads; rows that are prepared when they are read hold nothing else."""
+    if rows.format["type"] == "custom":
+        return rows
+    names = [*processor.model_input_names, "labels"]
+    return rows.select_columns([name for name in rows.column_names if name in names])
 
 
 def _by_token(logits: np.ndarray, labels: Sequence[Sequence[int]]) -> np.ndarray:

@@ -21,6 +21,7 @@ from hf_transfer_plugin.recipes.pretrained import load_processor, readable_lengt
 from hf_transfer_plugin.recipes.trained import load_run_model
 from hf_transfer_plugin.record import TransferRecord, write_atomically
 from hf_transfer_plugin.tasks import TASKS, Outcome, TaskData, load_splits
+from hf_transfer_plugin.tasks.media import with_names
 
 FORMATS = (".jsonl", ".csv")
 # Arguments of a task that hold for measuring, too.
@@ -117,7 +118,7 @@ def predict_run(
         raise ValueError(f"`output` must be a new file, but {str(output)!r} exists. Delete it or name another.")
     data, given, _, outcome = _predict(run, str(file), split, columns, batch_size, labelled=False, base=base)
     answers = TASKS[TransferRecord.load(run).task].answers(data, outcome)
-    rows = [{**row, **answer} for row, answer in zip(given, answers, strict=True)]
+    rows = [{**row, **answer} for row, answer in zip(with_names(given), answers, strict=True)]
     write_atomically(output, _as_csv(rows) if output.suffix.lower() == ".csv" else _as_lines(rows))
     return len(rows)
 

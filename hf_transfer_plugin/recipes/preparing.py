@@ -45,6 +45,7 @@ OPTIONS = (
     "mlm_probability",
     "skip_unreadable",
     "loss",
+    "max_seconds",
 )
 
 
@@ -120,7 +121,7 @@ def prepare(
     data = together(lambda: _read(config, args, task, found, explicit))
 
     def load() -> tuple[Any, nn.Module, frozenset[str]]:
-        processor = load_processor(config)
+        processor = load_processor(config, data)
         set_seed(args.seed)
         return processor, *load_model(config, task, data, processor, args)
 
@@ -200,7 +201,7 @@ def set_up(task: Task, model: Any, processor: Any, data: TaskData, args: Trainin
             "its decoder's input of them. Leave `--label_smoothing_factor` out."
         )
     beams = getattr(args, "generation_num_beams", None)
-    if task.generate is not None and beams is not None:
+    if task.generate is not None and beams is not None and model.can_generate():
         model.generation_config.num_beams = beams
     if task.set_up is not None:
         task.set_up(model, processor, data)

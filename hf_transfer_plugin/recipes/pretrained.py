@@ -14,13 +14,15 @@ from hf_transfer_plugin.recipes.embedding import EMBEDDING, Embedder, fit_tokeni
 from hf_transfer_plugin.tasks import TASKS, Task, TaskData
 
 
-def load_processor(config: TransferConfig) -> Any:
+def load_processor(config: TransferConfig, data: TaskData | None = None) -> Any:
     """
     Loads what prepares the inputs of the task: a tokenizer, an image processor, a feature extractor, or all in one.
 
     Args:
         config (`TransferConfig`):
             Names the model and the task.
+        data (`TaskData`, *optional*):
+            Rows to train on; the task may complete by them what the pretrained model does not bring.
 
     Returns:
         `ProcessorMixin` or `PreTrainedTokenizerBase` or `BaseImageProcessor` or `SequenceFeatureExtractor`: It; a
@@ -29,7 +31,17 @@ def load_processor(config: TransferConfig) -> Any:
     Raises:
         ValueError: If it cannot be loaded.
     """
-    processor = _load(getattr(transformers, TASKS[config.task].processor), config)
+    task = TASKS[config.task]
+    completed = data is not None and task.complete is not None
+    try:
+        processor = _load(getattr(transformers, task.processor), config)
+    except (ValueError, TypeError):
+        if not completed:
+            raise
+        # What is missing, the vocabulary of a model that heard speech only, is made by the task.
+        processor = _load(transformers.AutoFeatureExtractor, config)
+    if data is not None and task.complete is not None:
+        processor = task.complete(processor, data, _load(transformers.AutoConfig, config))
     tokenizer = getattr(processor, "tokenizer", processor)
     if getattr(tokenizer, "pad_token", "") is None:
         if tokenizer.eos_token is None:
@@ -77,6 +89,8 @@ def load_model(
     _refuse_adapter(config.model)
     found = _load(transformers.AutoConfig, config)
     auto = _auto_class(task, found, config.model)
+    if task.sizes is not None:
+        settings |= task.sizes(processor, found)
     if config.base_precision in QUANTISED:
         with torch.device("meta"):
             kept = head_names(auto.from_config(found, trust_remote_code=config.trust_remote_code))
@@ -120,7 +134,9 @@ def _load(auto_class: Any, config: TransferConfig, **settings: Any) -> Any:
             **settings,
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        # Transformers names the package that is missing, as timm, and then, on a line of its own, how to install it.
+        first = " ".join(lines[: 2 if lines[0].endswith(":") else 1])
         raise ValueError(
             f"`model` must be a Hub id or the folder of a pretrained model, but {config.model!r} could not be loaded "
             f"with {auto_class.__name__}: {first}"

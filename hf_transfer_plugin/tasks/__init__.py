@@ -1,11 +1,14 @@
 """What a task is, as data: how its rows are read, encoded, batched and measured."""
 
+from hf_transfer_plugin.tasks.audio_classification import AUDIO_CLASSIFICATION
 from hf_transfer_plugin.tasks.base import Outcome, Task, TaskData
 from hf_transfer_plugin.tasks.classification import TEXT_CLASSIFICATION
 from hf_transfer_plugin.tasks.fill_mask import FILL_MASK
+from hf_transfer_plugin.tasks.image_classification import IMAGE_CLASSIFICATION
 from hf_transfer_plugin.tasks.loading import load_splits
 from hf_transfer_plugin.tasks.question_answering import QUESTION_ANSWERING
 from hf_transfer_plugin.tasks.sentence_similarity import SENTENCE_SIMILARITY
+from hf_transfer_plugin.tasks.speech import SPEECH_RECOGNITION
 from hf_transfer_plugin.tasks.text_generation import TEXT_GENERATION
 from hf_transfer_plugin.tasks.token_classification import TOKEN_CLASSIFICATION
 from hf_transfer_plugin.tasks.writing import SUMMARIZATION, TRANSLATION
@@ -20,7 +23,10 @@ TASKS: dict[str, Task] = {
         TRANSLATION,
         TEXT_GENERATION,
         FILL_MASK,
+        AUDIO_CLASSIFICATION,
+        SPEECH_RECOGNITION,
         SENTENCE_SIMILARITY,
+        IMAGE_CLASSIFICATION,
     )
 }
 

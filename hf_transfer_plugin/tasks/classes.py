@@ -196,7 +196,8 @@ def examples(
         `list[dict[str, Any]]`: The first rows that fit, of every label in turn; `label` is the class name, the names
         of all that hold, or the number.
     """
-    rows, waiting = data.splits[split], {}
+    rows = data.splits[split]
+    waiting: dict[str, list[tuple[int, Any]]] = {}
     for number, value in enumerate(rows["label"]):
         label = named(value, data)
         queue = waiting.setdefault("" if data.problem_type == REGRESSION else str(label), [])

@@ -25,7 +25,11 @@ from transformers.utils.peft_utils import find_adapter_config_file
 AS_TRAINED = {"question-answering", "summarization", "translation"}
 WITH_OFFSETS = {"token-classification", "question-answering"}
 EMBEDDER = "SentenceTransformer"
-OTHER_HEADS = {"ForCausalLM": ("LMHeadModel",), "ForSeq2SeqLM": ("ForConditionalGeneration", "MTModel")}
+OTHER_HEADS = {
+    "ForCausalLM": ("LMHeadModel",),
+    "ForSeq2SeqLM": ("ForConditionalGeneration", "MTModel"),
+    "ForSpeechSeq2Seq": ("ForConditionalGeneration",),
+}
 
 
 class DemoError(Exception):
@@ -216,6 +220,9 @@ def _auto(name: str, config: Any) -> Any:
     """Prompted models that only decode do the work of those that also encode."""
     if name == "AutoModelForSeq2SeqLM" and not config.is_encoder_decoder:
         name = "AutoModelForCausalLM"
+    # Of models that hear, some give a character for each moment instead of writing.
+    if name == "AutoModelForSpeechSeq2Seq" and type(config) not in getattr(transformers, name)._model_mapping:
+        name = "AutoModelForCTC"
     return getattr(transformers, name)
 
 
@@ -257,6 +264,7 @@ def _load_adapter(settings: Settings, model: str, name: str, processors: Any, ba
         config.label2id = {name: number for number, name in enumerate(settings.class_names)}
     elif settings.problem_type:
         config.num_labels = 1
+    config.update(_sizes(settings))
     weights = adapter.weights_of(model)
     precision = adapter.precision_here(settings.adapter.get("base_precision"), weights)
     frozen, info = auto.from_pretrained(
@@ -282,6 +290,11 @@ def _load_adapter(settings: Settings, model: str, name: str, processors: Any, ba
     elif _answers(own, info, settings):
         loaded.as_base = partial(adapter.switched_off, trained)
     return loaded
+
+
+def _sizes(settings: Settings) -> dict[str, int]:
+    """Of the output layer that a model of letters got for those of its texts."""
+    return {name: settings.options[name] for name in ("vocab_size", "pad_token_id") if name in settings.options}
 
 
 def _load_base(settings: Settings, auto: Any) -> Any:
