@@ -83,6 +83,9 @@ def read(loaded: Loaded, files: list[Path]) -> tuple[Image.Image, str]:
             if image.mode in TOO_DEEP:
                 raise InputError("The image has more than 8 bits for each colour. Save it with 8 bits.")
             return ImageOps.exif_transpose(image).convert("RGB"), ""
+    except InputError:
+        # Gradio's errors are `ValueError`s.
+        raise
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
         raise InputError(f"This file cannot be read as an image. Send {FORMATS}.") from None
 
