@@ -28,8 +28,9 @@ def inputs(settings: Settings) -> list[Any]:
     """
     size = MAX_UPLOAD.replace("mb", " MB")
     label = f"Image: {FORMATS}, at most {size}"
-    sources = ["upload", "webcam", "clipboard"]
-    return [gr.Image(label=label, sources=sources, type="filepath", height=320, elem_id="image")]
+    return [
+        gr.Image(label=label, sources=["upload", "webcam", "clipboard"], type="filepath", height=320, elem_id="image")
+    ]
 
 
 def check(settings: Settings, values: list[Any]) -> list[Path]:
