@@ -318,7 +318,7 @@ def test_there_is_code_for_every_task_and_a_pipeline_only_where_transformers_has
         assert set(used) <= {task} & set(SUPPORTED_TASKS)
         assert '"me/model"' in code
         compile(code, task, "exec")
-    assert getting_started(TransferRecord(task="image-classification", base_model="x"), "a/b", adapter=False) == ""
+    assert getting_started(TransferRecord(task="depth-estimation", base_model="x"), "a/b", adapter=False) == ""
 
 
 def test_tasks_of_the_package_have_code():
