@@ -328,14 +328,15 @@ def test_tasks_of_the_package_have_code():
 @pytest.mark.parametrize("task", SNIPPETS)
 def test_text_of_the_data_stays_inside_its_string(task):
     evil = 'x")\n```\n# taken over {0} {text} {{a}} \'\'\' """ '
-    example = {"text": evil, "question": evil, "context": evil, "label": "a"}
+    example = {**dict.fromkeys(("text", "question", "context", "image", "audio"), evil), "label": "a"}
     made = TransferRecord(
         task=task, base_model="tiny", examples=[example], options={"prompt": f"{evil}{{text}}"}, class_names=[evil]
     )
     for adapter in (False, True):
         code = getting_started(made, "me/model", adapter=adapter)
         strings = [node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)]
-        assert any(str(value).startswith('x")\n') or str(value).startswith('x") ') for value in strings)
+        # A file's name stands behind the address of its repository.
+        assert any('x")\n' in str(value) or str(value).startswith('x") ') for value in strings)
         assert all("taken over" not in line or '\\"' in line for line in code.splitlines())
 
 
