@@ -263,9 +263,9 @@ def test_command_refuses_in_a_sentence(arguments, message, tmp_path, monkeypatch
 
 
 def test_command_refuses_a_task_without_a_demo(tmp_path, capsys):
-    record(task="image-classification").save(tmp_path)
+    record(task="depth-estimation").save(tmp_path)
     assert cli(["demo", str(tmp_path)]) == 2
-    assert "There are demos for fill-mask" in capsys.readouterr().err
+    assert "There are demos for audio-classification" in capsys.readouterr().err
 
 
 def test_without_gradio_the_extra_is_named(tmp_path, monkeypatch):

@@ -202,7 +202,7 @@ def test_a_client_and_a_browser_are_answered(tmp_path, served, client, browser, 
     expect(page.locator("#audio")).to_contain_text("0:00")
     page.locator("button.primary").click()
     if speech:
-        expect(page.get_by_label("Transcript")).to_have_value(asked)
+        expect(page.locator(".answer textarea")).to_have_value(asked)
     else:
         expect(page.locator(".answer")).to_contain_text("%")
     assert faults(page) in {"", "[]"}

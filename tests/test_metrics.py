@@ -139,13 +139,15 @@ def test_metrics_work_inside_evaluate_combine():
 
 TAGS = [["B-PER", "I-PER", "O"], ["O", "B-LOC", "O"]]
 PAIRS = ["the cat sat", "a dog ran"], ["the cat slept", "a dog ran"]
+RANKED = [[0, 1], [1, 2], [2, 0]], [[0], [2], [1]]
 INPUTS = {
     "entity_f1": ([*TAGS, ["B-LOC", "O", "O"]], [*TAGS, ["O", "B-LOC", "O"]]),
     "squad_score": (["the cat", "no", ""], [["cat", "dog"], ["yes"], [""]]),
     "rouge": ([*PAIRS[0], "no"], [*PAIRS[1], "yes"]),
     "translation": ([*PAIRS[0], "no"], [*PAIRS[1], "yes"]),
-    "wer": ([*PAIRS[0], "no"], [*PAIRS[1], "yes"]),
-    "cer": ([*PAIRS[0], "no"], [*PAIRS[1], "yes"]),
+    "word_error_rate": ([*PAIRS[0], "no"], [*PAIRS[1], "yes"]),
+    "character_error_rate": ([*PAIRS[0], "no"], [*PAIRS[1], "yes"]),
+    **dict.fromkeys(("ndcg", "mrr", "retrieval_recall"), RANKED),
 }
 
 

@@ -23,7 +23,8 @@ from transformers import (
 
 RATE = 16_000
 PITCHES = {"high": 900, "low": 300}
-SPECIAL = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|es|>", "<|transcribe|>", "<|translate|>"]
+LANGUAGES = ["<|en|>", "<|zh|>", "<|de|>", "<|es|>"]  # the first of Whisper's, which its tokenizer counts
+SPECIAL = ["<|endoftext|>", "<|startoftranscript|>", *LANGUAGES, "<|transcribe|>", "<|translate|>"]
 WAV2VEC2 = {
     "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
     "conv_dim": (8, 8, 8), "conv_stride": (5, 4, 4), "conv_kernel": (10, 4, 4), "num_feat_extract_layers": 3,
@@ -93,11 +94,12 @@ def whisper(folder, *, multilingual=False, **changes):
     torch.manual_seed(0)
     folder.mkdir(parents=True)
     model = WhisperForConditionalGeneration(WhisperConfig(**{**WHISPER, **changes}))
+    model.generation_config._from_model_config = False  # else what follows is saved, but not read again
     model.generation_config.is_multilingual = multilingual
     if multilingual:
-        model.generation_config.lang_to_id = {"<|en|>": 2, "<|es|>": 3}
-        model.generation_config.task_to_id = {"transcribe": 4, "translate": 5}
-    model.generation_config.no_timestamps_token_id = 6
+        model.generation_config.lang_to_id = {"<|en|>": 2, "<|es|>": 5}
+        model.generation_config.task_to_id = {"transcribe": 6, "translate": 7}
+    model.generation_config.no_timestamps_token_id = 8
     model.save_pretrained(folder)
     extractor = WhisperFeatureExtractor(feature_size=16, chunk_length=1)
     WhisperProcessor(extractor, whisper_tokenizer(folder)).save_pretrained(folder)

@@ -19,6 +19,7 @@ class _RankedMetric(evaluate.Metric):
     """
 
     metric_name: ClassVar[str]
+    figure: ClassVar[str]
     description: ClassVar[str]
 
     def __init__(self, config_name: str | None = None, **kwargs: Any) -> None:
@@ -34,28 +35,28 @@ class _RankedMetric(evaluate.Metric):
         )
 
     def _compute(self, predictions: Any, references: Any, k: int = CUTOFF) -> dict[str, float]:
-        name = f"{self.metric_name}_at_{k}"
+        name = f"{self.figure}_at_{k}"
         return {name: float(ranking_rows(predictions, references, k=k)[name].mean())}
 
 
 class NDCG(_RankedMetric):
     """Mean normalised discounted cumulative gain of the first `k` documents; see [`ranking_rows`]."""
 
-    metric_name = "ndcg"
+    metric_name = figure = "ndcg"
     description = "Gain of the right documents by their rank, as a share of the best order's."
 
 
 class MRR(_RankedMetric):
     """Mean reciprocal rank of the first right document among the first `k`; see [`ranking_rows`]."""
 
-    metric_name = "mrr"
+    metric_name = figure = "mrr"
     description = "One over the rank of the first right document, nothing where there is none."
 
 
 class RetrievalRecall(_RankedMetric):
     """Mean share of the right documents that are among the first `k`; see [`ranking_rows`]."""
 
-    metric_name = "recall"
+    metric_name, figure = "retrieval_recall", "recall"
     description = "Share of the right documents that were found."
 
 

@@ -19,6 +19,7 @@ class _ErrorRate(evaluate.Metric):
     """Shared frame: one transcript and one wanted text a row, and no file lock for in-memory use."""
 
     metric_name: ClassVar[str]
+    figure: ClassVar[str]
     description: ClassVar[str]
     unit: ClassVar[str]
 
@@ -38,7 +39,7 @@ class _ErrorRate(evaluate.Metric):
         if normalize:
             predictions, references = map(normalized, predictions), map(normalized, references)
         errors, lengths = error_counts(list(predictions), list(references), self.unit)
-        return {self.metric_name: error_rate(errors, lengths)}
+        return {self.figure: error_rate(errors, lengths)}
 
 
 class WordErrorRate(_ErrorRate):
@@ -47,14 +48,14 @@ class WordErrorRate(_ErrorRate):
     `compute(normalize=True)` takes case and punctuation away first; see [`normalized`].
     """
 
-    metric_name, unit = "wer", "words"
+    metric_name, figure, unit = "word_error_rate", "wer", "words"
     description = "Word error rate over jiwer."
 
 
 class CharacterErrorRate(_ErrorRate):
     """As [`WordErrorRate`], with characters in the place of words; spaces count too."""
 
-    metric_name, unit = "cer", "characters"
+    metric_name, figure, unit = "character_error_rate", "cer", "characters"
     description = "Character error rate over jiwer."
 
 

@@ -159,6 +159,12 @@ def prepare(
 
 
 def _adapted(config: TransferConfig, base: nn.Module, new_weights: frozenset[str]) -> nn.Module:
+    if any(name.startswith("lm_head.") for name in new_weights) and not _has_input_embeddings(base):
+        # Where the vocabulary differs from the base's, PEFT saves input embeddings, and fails without.
+        raise ValueError(
+            f"`adapter` needs a model that brings its output layer, but that of {type(base).__name__} is new. Start "
+            "from a model with one for CTC, or leave out `adapter`."
+        )
     revision = None if Path(config.model).expanduser().is_dir() else config.model_revision
     model = attach_adapter(base, config.adapter_spec, new_weights=new_weights, revision=revision)
     folder = Path(config.model).expanduser()
@@ -166,6 +172,13 @@ def _adapted(config: TransferConfig, base: nn.Module, new_weights: frozenset[str
         # Found from wherever the run is used; a push puts the Hub's id in its place.
         model.active_peft_config.base_model_name_or_path = str(folder.resolve())
     return make_ready_for_adapters(model)
+
+
+def _has_input_embeddings(model: Any) -> bool:
+    try:
+        return model.get_input_embeddings() is not None
+    except NotImplementedError:
+        return False
 
 
 def _check_adapter_learns(strategy: Any, learning: Collection[str]) -> None:
