@@ -31,6 +31,7 @@ CASES = {
     "target-lpft-3x1": Case("lp-ft, top 3 layers, 1 epoch", "lp-ft top 3", 1, ("cached",), 2e-4, target=True),
     "target-lpft-3x2": Case("lp-ft, top 3 layers, 2 epochs", "lp-ft top 3", 2, ("cached",), 1e-4, target=True),
     "target-lpft-4x1": Case("lp-ft, top 4 layers, 1 epoch", "lp-ft top 4", 1, ("cached",), 2e-4, target=True),
+    "target-lpft-5x1": Case("lp-ft, top 5 layers, 1 epoch", "lp-ft top 5", 1, ("cached",), 2e-4, target=True),
 }
 TARGET = tuple(name for name, case in CASES.items() if case.target)
 BARS = tuple(name for name in CASES if name not in TARGET)

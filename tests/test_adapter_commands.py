@@ -103,6 +103,7 @@ def test_a_run_over_a_quantised_base_is_merged_on_request_only(runs, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_merged_anew(runs, tmp_path):
     shutil.copytree(runs / "one", tmp_path / "run")
     first = keep_merged(tmp_path / "run", alone=False)
@@ -171,6 +172,7 @@ def test_a_base_that_was_saved_in_sixteen_bits_does_not_round_the_head(runs, tmp
     assert torch.equal(load_file(tmp_path / "merged" / "model.safetensors")["classifier.weight"], head)
 
 
+@pytest.mark.slow
 def test_two_runs_are_combined_and_all_are_measured(runs, tmp_path, capsys):
     output, rows = tmp_path / "both", str(runs / "rows.csv")
     words = ["combine", str(runs / "one"), str(runs / "two"), "--weights", "0.7", "0.3", "--output_dir", str(output)]

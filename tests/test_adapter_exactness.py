@@ -175,6 +175,7 @@ def test_adapters_resume_before_at_and_after_a_thaw(make_trainer, tmp_path, name
     check_cell(make_trainer, tmp_path / "run", cell, steps, save_steps=1)
 
 
+@pytest.mark.slow
 def test_adalora_resumes_before_within_and_after_the_budgeting(make_trainer, tmp_path):
     """Of ten steps the ranks shrink from the second to the seventh."""
     cell = ("adalora", "full", "adamw_torch_fused", "1", "fp32", "off")

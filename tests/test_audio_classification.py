@@ -252,6 +252,7 @@ def test_from_rows_to_record_and_back(models, tmp_path, name):
     assert np.mean(right) == pytest.approx(again["metrics"]["accuracy"])
 
 
+@pytest.mark.slow
 def test_two_pitches_are_told_apart(models, tmp_path):
     given = {"num_train_epochs": 12, "learning_rate": 1e-2, "save_strategy": "no", "eval_strategy": "no"}
     record = finetune(config(models["whisper"]), arguments(tmp_path / "run", **given), splits=splits())
@@ -277,6 +278,7 @@ class _Stop(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_like_an_uninterrupted_one(models, tmp_path):
     """Four of six steps, amid the second epoch, and then the rest: SpecAugment hides the same moments."""
 
@@ -294,6 +296,7 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(models, tmp_path):
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"adapter": "lora"}, {"strategy": "gradual-unfreezing"}, {"strategy": "bitfit"}])
 def test_adapters_and_strategies_work(models, tmp_path, changes):
     record = finetune(config(models["whisper"], **changes), arguments(tmp_path / "run"), splits=splits())
@@ -302,6 +305,7 @@ def test_adapters_and_strategies_work(models, tmp_path, changes):
     assert 0 <= again["metrics"]["accuracy"] <= 1
 
 
+@pytest.mark.slow
 def test_the_prefix_cache_is_hit_and_exact(models, tmp_path):
     frozen = {"strategy": {"name": "freeze-first", "k": 3}}
     given = {"num_train_epochs": 3, "save_strategy": "no", "eval_strategy": "no"}

@@ -159,7 +159,7 @@ def test_a_file_of_the_server_is_not_read(url, tmp_path):  # noqa: F811
     picture(3, light=True).save(file)
     given = {"path": str(file), "meta": {"_type": "gradio.FileData"}}
     sent = json.dumps({"data": [given]}).encode()
-    address, headers = f"{url}/gradio_api/call/classify", {"Content-Type": "application/json"}
+    address, headers = url.rstrip("/") + "/gradio_api/call/classify", {"Content-Type": "application/json"}
     with urllib.request.urlopen(urllib.request.Request(address, sent, headers)) as answer:
         event = json.load(answer)["event_id"]
     with urllib.request.urlopen(f"{address}/{event}") as answer:

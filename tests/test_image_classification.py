@@ -145,6 +145,7 @@ def test_errors_are_shown_as_small_pictures(models, tmp_path):
 # Labels
 
 
+@pytest.mark.slow
 def test_several_labels_from_a_metadata_file(models, tmp_path):
     for split, count in {"train": 8, "test": 4}.items():
         (tmp_path / "data" / split).mkdir(parents=True)
@@ -400,6 +401,7 @@ class Stop(TrainerCallback):
         control.should_save = state.global_step == 3
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_one_that_was_not_stopped(models, tmp_path):
     given = config(models("mobilenet"), "rows", strategy="gradual-unfreezing")
     whole = arguments(tmp_path / "whole", num_train_epochs=3)

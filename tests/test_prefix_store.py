@@ -292,6 +292,7 @@ class Rows:
         return lengths[0], float(tokens.sum()), pooled[0].tolist()
 
 
+@pytest.mark.slow
 def test_a_spawned_worker_of_a_data_loader_reads_it(make):
     store = make()
     fill(store, range(6))

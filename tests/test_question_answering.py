@@ -644,6 +644,7 @@ def test_reduce_keeps_starts_and_ends():
 # Training
 
 
+@pytest.mark.slow
 def test_a_tiny_model_learns_to_answer(processor, tmp_path):
     places = ["Rome", "day", "fun"]
     questions = ["where?", "what?", "who?"]

@@ -609,6 +609,7 @@ def unbroken(tmp_path_factory, model_folder):
     return finetune(resumable(model_folder, data), arguments(folder / "run", **RESUMED)), data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [2, 5, 6])  # amid the first and the second epoch, and at the end of the second
 def test_resume_after_ctrl_c_ends_where_an_unbroken_run_ends(
     unbroken, tmp_path, model_folder, interrupted_at, monkeypatch, step
@@ -708,6 +709,7 @@ def test_accumulated_batches_give_the_gradient_of_one_large_batch(tmp_path, toke
         torch.testing.assert_close(value, ends[1][name], atol=1e-6, rtol=1e-5, msg=name)
 
 
+@pytest.mark.slow
 def test_energy_is_measured_where_codecarbon_is_installed(tmp_path, model_folder, reviews_file, monkeypatch):
     pytest.importorskip("codecarbon")
     monkeypatch.setenv("CODECARBON_COUNTRY_ISO_CODE", "FRA")

@@ -208,6 +208,7 @@ def test_a_run_measures_other_data_and_answers_pairs(run, tmp_path):
     assert [line["similarity"] for line in lines] == pytest.approx(wanted, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["scored-pairs", "binary-pairs", "labelled-texts"])
 def test_a_run_measures_rows_of_another_form(run, tmp_path, form):
     file = tmp_path / "rows.jsonl"
@@ -220,6 +221,7 @@ def test_a_run_measures_rows_of_another_form(run, tmp_path, form):
     assert "loss" not in found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["triplets", "scored-pairs", "binary-pairs", "labelled-texts"])
 def test_every_form_trains_with_a_schedule_and_rates(model_folder, tmp_path, form):
     changes = {"strategy": "gradual-unfreezing", "learning_rates": "layerwise-decay"}
@@ -229,6 +231,7 @@ def test_every_form_trains_with_a_schedule_and_rates(model_folder, tmp_path, for
     assert not torch.equal(before["encoder.layer.2.output.dense.weight"], after["encoder.layer.2.output.dense.weight"])
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_one_that_was_not_stopped(model_folder, tmp_path):
     steps = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "no", "save_total_limit": 9}
     changes = {"strategy": "gradual-unfreezing", "args": {**steps}}

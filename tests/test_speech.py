@@ -57,6 +57,7 @@ def prepared(models, name, tmp_path, data=None, **changes):
 # From rows to record
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "words"),
     [("whisper", WORDS), ("headless", WORDS), ("english", {"high": "High, it's", "low": "low low"})],
@@ -83,6 +84,7 @@ def test_from_rows_to_record_and_back(models, tmp_path, name, words):
     assert again["samples"][0]["prediction"] == answer["prediction"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["whisper", "headless"])
 def test_two_words_are_learned(models, tmp_path, name):
     """The loss goes down, and what is written is what is measured."""

@@ -508,6 +508,7 @@ def test_excerpts_go_around_the_part():
 # Training
 
 
+@pytest.mark.slow
 def test_a_tiny_model_learns_its_tags(tokenizer, tmp_path):
     data = read(rows(WORDS * 12, TAGS * 12), test=rows())
     encoded, _ = TASK.encode(data, tokenizer, 32, None)
