@@ -109,7 +109,7 @@ def about(settings: Settings, demo: Demo, loaded: Loaded, model: str) -> str:
         lines += [f"| {' | '.join(map(escape, row))} |" for row in rows]
     lines += ["", "## Limits", ""]
     if facts.get("split"):
-        lines += [f"- The figures hold for data like {escape(facts['dataset'])}, not for any text."]
+        lines += [f"- The figures hold for data like {escape(facts['dataset'])}, not for any other."]
     lines += ["- The model can be wrong with great confidence. Do not decide about people with it alone."]
     if loaded.max_tokens:
         lines += [f"- {demo.limit.format(tokens=loaded.max_tokens)}"]
