@@ -12,13 +12,14 @@ mode), and against full fine-tuning.
 
 Resumable: a run whose line is in results/prefix_cache.jsonl is not made again. Default settings of Trainer but for
 logs and checkpoints: 32 bits, batches of 16 padded to their longest row, AdamW. Every run is a process of its own with
-two threads (the committed ones with one); the ways take turns, another one is first in every round, and the round's number is the seed. Time is that
-of `attach` and `trainer.train()` together, with an empty cache folder: proofs and fill are counted in. Given are
-medians of the rounds' ratios with the lowest and highest, by the clock and by the processor, where threads that wait
-count as busy. Bars are judged by the clock, on a machine that must be idle, as two threads on a busy core wait for
-each other; with `--threads 1` by the processor's time, as others may share the machine (of the fill the clock alone is
-known). Steps are medians after the first epoch, from the end of one to the end of the next. Memory is the highest
-resident in training, what the package's own libraries take counted in; the pages of the cache's files may come on top.
+two threads (the committed ones with one); the ways take turns, another one is first in every round, and the round's
+number is the seed. Time is that of `attach` and `trainer.train()` together, with an empty cache folder: proofs and
+fill are counted in. Given are medians of the rounds' ratios with the lowest and highest, by the clock and by the
+processor, where threads that wait count as busy. Bars are judged by the clock, on a machine that must be idle, as two
+threads on a busy core wait for each other; with `--threads 1` by the processor's time, as others may share the machine
+(of the fill the clock alone is known). Steps are medians after the first epoch, from the end of one to the end of the
+next. Memory is the highest resident in training, what the package's own libraries take counted in; the pages of the
+cache's files may come on top.
 Needs the quickstart extra.
 """
 
