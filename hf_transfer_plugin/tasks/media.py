@@ -43,7 +43,32 @@ def media_columns(splits: DatasetDict, config: TransferConfig, role: str) -> tup
         ValueError: If there is no such column, or it holds something else.
     """
     column = choose_columns(splits, config, {role: COLUMNS[role]})[role]
-    kind = (Image if role == "image" else Audio)(decode=False)
+    return as_files(splits, column, config, role), column
+
+
+def as_files(splits: DatasetDict, column: str, config: TransferConfig, role: str, *, flag: str = "") -> DatasetDict:
+    """
+    Leaves the values of a column of images or sounds as they lie in the files.
+
+    Args:
+        splits (`DatasetDict`):
+            As loaded.
+        column (`str`):
+            The column.
+        config (`TransferConfig`):
+            Paths that the column holds are taken from the folder of its `dataset`.
+        role (`str`):
+            `"image"`, `"mask"` or `"audio"`.
+        flag (`str`, *optional*):
+            What names the column, where it is not the role.
+
+    Returns:
+        `DatasetDict`: The splits, with `{"bytes", "path"}` in that column.
+
+    Raises:
+        ValueError: If it holds something else.
+    """
+    kind = (Audio if role == "audio" else Image)(decode=False)
     dataset = Path(config.dataset).expanduser()
     folder = dataset if dataset.is_dir() else dataset.parent if dataset.is_file() else None
     found = {}
@@ -58,9 +83,9 @@ def media_columns(splits: DatasetDict, config: TransferConfig, role: str) -> tup
         except (TypeError, ValueError, NotImplementedError) as error:
             raise ValueError(
                 f"The column {column!r} must hold {role} files, their paths or their bytes, but holds "
-                f"{rows.features[column]}. Name another with `--{role}_column`."
+                f"{rows.features[column]}. Name another with `--{flag or role}_column`."
             ) from error
-    return DatasetDict(found), column
+    return DatasetDict(found)
 
 
 def _placed(path: str | None, folder: Path) -> str | None:
@@ -256,7 +281,23 @@ def image_uri(value: Mapping[str, Any] | None, longest: int = 384) -> str:
     Returns:
         `str`: A data URI: PNG where the image is small, else JPEG.
     """
-    image = read_image(value)
+    return picture_uri(read_image(value), longest)
+
+
+def picture_uri(picture: Pillow.Image, longest: int = 384) -> str:
+    """
+    A picture for the record, small enough for a page.
+
+    Args:
+        picture (`PIL.Image.Image`):
+            The picture, in red, green and blue.
+        longest (`int`, *optional*, defaults to 384):
+            Pixels of its longer side at most.
+
+    Returns:
+        `str`: A data URI: PNG where the picture is small, else JPEG.
+    """
+    image = picture.copy()
     small = max(image.size) <= SMALL
     image.thumbnail((longest, longest))
     content = io.BytesIO()
