@@ -147,6 +147,7 @@ INPUTS = {
     "translation": ([*PAIRS[0], "no"], [*PAIRS[1], "yes"]),
     "word_error_rate": ([*PAIRS[0], "no"], [*PAIRS[1], "yes"]),
     "character_error_rate": ([*PAIRS[0], "no"], [*PAIRS[1], "yes"]),
+    "mean_iou": ([[[0, 1]], [[1, 1]], [[0, 0]]], [[[0, 0]], [[1, 255]], [[0, 1]]]),
     **dict.fromkeys(("ndcg", "mrr", "retrieval_recall"), RANKED),
 }
 

@@ -19,6 +19,7 @@ from hf_transfer_plugin.metrics.retrieval import (
     correlations,
     ranking_rows,
 )
+from hf_transfer_plugin.metrics.segmentation import IGNORED, MeanIou, class_ious, map_scores, pixel_counts
 from hf_transfer_plugin.metrics.spans import EntityF1, SquadScore, entity_counts, squad_rows
 from hf_transfer_plugin.metrics.speech import CharacterErrorRate, WordErrorRate, error_counts, error_rate, normalized
 from hf_transfer_plugin.metrics.texts import Rouge, Translation, perplexity, rouge_rows, token_accuracy
@@ -42,11 +43,13 @@ METRICS = {
         MRR,
         RetrievalRecall,
         SimilarityCorrelation,
+        MeanIou,
     )
 }
 
 __all__ = [
     "F1",
+    "IGNORED",
     "METRICS",
     "MRR",
     "NDCG",
@@ -54,6 +57,7 @@ __all__ = [
     "CharacterErrorRate",
     "ConfusionMatrix",
     "EntityF1",
+    "MeanIou",
     "Precision",
     "Recall",
     "RegressionError",
@@ -65,13 +69,16 @@ __all__ = [
     "WordErrorRate",
     "bootstrap_interval",
     "calibration",
+    "class_ious",
     "correlations",
     "entity_counts",
     "error_counts",
     "error_rate",
     "macro_f1",
+    "map_scores",
     "normalized",
     "perplexity",
+    "pixel_counts",
     "ranking_rows",
     "rouge_rows",
     "squad_rows",
