@@ -33,6 +33,8 @@ ADAPTER_NAMES = (
 )
 ADAPTER_OUTPUTS = ("adapter", "merged", "both")
 BASE_PRECISIONS = ("bfloat16", "float16", "8bit", "4bit", "int8")
+BOX_FORMATS = ("xywh", "xyxy", "yolo")
+MASK_VALUES = ("numbers", "numbers-from-1", "0-and-255")
 LEARNING_RATE_NAMES = ("layerwise-decay", "slanted-triangular")
 TASK_NAMES = (
     "text-classification",
@@ -48,3 +50,4 @@ TASK_NAMES = (
     "automatic-speech-recognition",
 )
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
+FEATURE_KINDS = ("number", "boolean", "date", "category", "text")

@@ -1,7 +1,7 @@
 """What is wrong with the values of a configuration, fault by fault."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,10 @@ from hf_transfer_plugin.config.names import (
     ADAPTER_NAMES,
     ADAPTER_OUTPUTS,
     BASE_PRECISIONS,
+    BOX_FORMATS,
+    FEATURE_KINDS,
     LEARNING_RATE_NAMES,
+    MASK_VALUES,
     PROBLEM_TYPES,
     STRATEGY_NAMES,
     TASK_NAMES,
@@ -33,6 +36,8 @@ def problems_of(config: Any) -> Iterable[str]:
     yield from _name_problems(config)
     yield from _spec_problems(config)
     yield from _number_problems(config)
+    yield from _table_problems(config)
+    yield from _detection_problems(config)
     yield from _cache_problems(config)
 
 
@@ -46,6 +51,8 @@ def _name_problems(config: Any) -> Iterable[str]:
         "problem_type": (*PROBLEM_TYPES, None),
         "adapter_output": ADAPTER_OUTPUTS,
         "base_precision": (*BASE_PRECISIONS, None),
+        "box_format": BOX_FORMATS,
+        "mask_values": (*MASK_VALUES, None),
     }
     for name, known in choices.items():
         if getattr(config, name) not in known:
@@ -55,8 +62,10 @@ def _name_problems(config: Any) -> Iterable[str]:
         yield f"`prompt` must hold {{text}}, the place of the text, but got {config.prompt!r}."
     yield from _switch_problems(config, "trust_remote_code", "sort_micro_batches", "skip_unreadable")
     names = config.class_names
-    if names is not None and not _different_names(names):
-        yield f"`class_names` must be at least two different names, as text, but got {names!r}."
+    # Detectors of one kind of thing are common; a classifier of one class is none.
+    fewest, told = (1, "one name") if config.task == "object-detection" else (2, "two different names")
+    if names is not None and not _different_names(names, fewest):
+        yield f"`class_names` must be at least {told}, as text, but got {names!r}."
 
 
 def _switch_problems(config: Any, *names: str) -> Iterable[str]:
@@ -95,6 +104,28 @@ def _number_problems(config: Any) -> Iterable[str]:
             yield f"`{name}` must be a whole number of at least 1, but got {value!r}."
 
 
+def _table_problems(config: Any) -> Iterable[str]:
+    given = config.feature_columns
+    if given is None:
+        return
+    listed = list(given) if isinstance(given, (list, tuple, Mapping)) else [given]
+    one_text = isinstance(given, str) and given != "all"
+    if one_text or not listed or not all(isinstance(n, str) for n in listed) or len(set(listed)) < len(listed):
+        yield f"`feature_columns` must be `all`, or different names of columns as a list, but got {given!r}."
+    unknown = [kind for kind in given.values() if kind not in FEATURE_KINDS] if isinstance(given, Mapping) else []
+    if unknown:
+        yield f"`feature_columns` must name kinds among {', '.join(FEATURE_KINDS)}, but got {unknown[0]!r}."
+    for name in ("text_column", "text_pair_column"):
+        if getattr(config, name) is not None:
+            yield f"`{name}` names a text, but `feature_columns` makes one of a table's row. Leave one of them out."
+
+
+def _detection_problems(config: Any) -> Iterable[str]:
+    value = config.score_threshold
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < 1:
+        yield f"`score_threshold` must be at least 0 and below 1, but got {value!r}."
+
+
 def _cache_problems(config: Any) -> Iterable[str]:
     value = config.prefix_cache
     if value in ("auto", "off"):
@@ -109,6 +140,6 @@ def _cache_problems(config: Any) -> Iterable[str]:
         yield f"`prefix_cache` must be auto, off or a folder, but {there!r} is no folder. Name another folder."
 
 
-def _different_names(names: Any) -> bool:
+def _different_names(names: Any, fewest: int) -> bool:
     listed = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
-    return listed and len(set(names)) == len(names) > 1
+    return listed and len(set(names)) == len(names) >= fewest

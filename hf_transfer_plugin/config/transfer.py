@@ -9,7 +9,9 @@ from hf_transfer_plugin.config.names import (
     ADAPTER_NAMES,
     ADAPTER_OUTPUTS,
     BASE_PRECISIONS,
+    BOX_FORMATS,
     LEARNING_RATE_NAMES,
+    MASK_VALUES,
     PROBLEM_TYPES,
     STRATEGY_NAMES,
     TASK_NAMES,
@@ -82,10 +84,20 @@ class TransferConfig:
             Learn from that many rows only, drawn stratified by label with the run's seed.
         skip_unreadable (`bool`, *optional*, defaults to `False`):
             Go on without images and sounds that cannot be opened; the record counts them.
+        mask_values (`str`, *optional*):
+            What the pixels of `image-segmentation`'s masks hold: `numbers` of classes (255 is not labelled),
+            `numbers-from-1` (0 is not labelled either, the first class is 1) or `0-and-255` (255 is the second of two
+            classes). Without it `0-and-255` where there is nothing else, `numbers-from-1` where the image processor
+            says `do_reduce_labels`, else `numbers`.
         text_column (`str`, *optional*):
             Column of the text. Guessed where it is not given.
         text_pair_column (`str`, *optional*):
             Column of the second text, for pairs.
+        feature_columns (`list[str]` or `dict`, *optional*):
+            Columns of a table that are written into one text for `text-classification`, `age: 42; self employed: no`,
+            in this order; numbers without noise, `unknown` for a missing value. `"all"` takes every column but the
+            label, ids and constants, and tells which it left out. A mapping from column to kind (`number`, `boolean`,
+            `date`, `category`, `text`) says what they hold.
         label_column (`str`, *optional*):
             Column of the label, or of the words' tags. Guessed where it is not given.
         target_column (`str`, *optional*):
@@ -103,6 +115,14 @@ class TransferConfig:
         max_seconds (`float`, *optional*, defaults to 30):
             Of longer sounds the beginning is read, as far as the model reads so much. Where speech is transcribed they
             are left out of training, since their text tells what is not read.
+        objects_column (`str`, *optional*):
+            Column of the objects in a picture: `{"bbox": [...], "category": [...]}`, or a list of such. Guessed where
+            it is not given; bare boxes take their classes from `label_column`.
+        box_format (`str`, *optional*, defaults to `"xywh"`):
+            How boxes are written: left, top, width and height in pixels as in COCO; `"xyxy"` for left, top, right and
+            bottom as in Pascal VOC; `"yolo"` for centre, width and height as shares of the picture.
+        score_threshold (`float`, *optional*, defaults to 0.5):
+            How sure a detector must be of a box that it answers with; mAP counts all boxes.
         messages_column (`str`, *optional*):
             Column of conversations: lists of `{"role": ..., "content": ...}`.
         negative_column (`str`, *optional*):
@@ -199,8 +219,14 @@ class TransferConfig:
     validation_fraction: float = field(default=0.1, metadata={"help": "Held out of train without a validation split."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Learn from that many rows only."})
     skip_unreadable: bool = field(default=False, metadata={"help": "Go on without files that cannot be opened."})
+    mask_values: str | None = field(
+        default=None, metadata={"help": f"What a mask's pixels hold: {', '.join(MASK_VALUES)}; looked up without it."}
+    )
     text_column: str | None = field(default=None, metadata={"help": "Column of the text."})
     text_pair_column: str | None = field(default=None, metadata={"help": "Column of the second text, for pairs."})
+    feature_columns: list[str] | None = field(
+        default=None, metadata={"help": "Columns of a table that are written into one text, or all."}
+    )
     label_column: str | None = field(default=None, metadata={"help": "Column of the label."})
     target_column: str | None = field(default=None, metadata={"help": "Column of the text to be written."})
     question_column: str | None = field(default=None, metadata={"help": "Column of the question."})
@@ -209,6 +235,9 @@ class TransferConfig:
     image_column: str | None = field(default=None, metadata={"help": "Column of the image."})
     audio_column: str | None = field(default=None, metadata={"help": "Column of the sound."})
     max_seconds: float = field(default=30.0, metadata={"help": "Of longer sounds only the beginning is read."})
+    objects_column: str | None = field(default=None, metadata={"help": "Column of the objects in a picture."})
+    box_format: str = field(default="xywh", metadata={"help": f"How boxes are written: {', '.join(BOX_FORMATS)}."})
+    score_threshold: float = field(default=0.5, metadata={"help": "How sure a detector must be to answer a box."})
     messages_column: str | None = field(default=None, metadata={"help": "Column of conversations."})
     negative_column: str | None = field(default=None, metadata={"help": "Column of a text that does not belong."})
     class_names: list[str] | None = field(

@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 OPTIONS = (
     "class_names",
     "problem_type",
+    "feature_columns",
     "max_target_length",
     "prompt",
     "source_language",
@@ -44,6 +45,9 @@ OPTIONS = (
     "packing",
     "mlm_probability",
     "skip_unreadable",
+    "box_format",
+    "score_threshold",
+    "mask_values",
     "loss",
     "max_seconds",
 )
