@@ -84,7 +84,8 @@ class TransferRecord:
         confusion_matrix (`list[list[int]]`):
             Rows are the true classes, columns the predicted ones.
         intervals (`dict[str, list[float]]`):
-            Bootstrap interval of the headline metric: name -> `[low, high]`, at 95%.
+            Bootstrap interval of the headline metric: name -> `[low, high]`, at 95%; of a table also of
+            `METRIC_minus_gradient_boosting`, how far it lies above that baseline's on the same rows.
         calibration (`dict`):
             `ece`, the expected calibration error, and `bins`, each with `low`, `high`, `count`, `confidence` and
             `accuracy`.
@@ -101,7 +102,7 @@ class TransferRecord:
         language (`list[str]`):
             ISO codes of the languages of the data.
         baselines (`dict[str, dict]`):
-            Metrics and seconds of what fine-tuning must beat: `majority`, `linear_probe`.
+            Metrics and seconds of what fine-tuning must beat: `majority`, `linear_probe`, `gradient_boosting`.
         prefix_cache (`dict` or `None`):
             What came of storing the frozen layers' work: `used`, else the `reason`; `storage`; `cuts`, each with `fed`
             (the first module that runs) and `skipped_share` (of a forward pass); `hits` and `misses` in batches;

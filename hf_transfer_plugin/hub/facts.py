@@ -10,6 +10,7 @@ SHOWN = 320  # characters of a text in a table
 BASELINES = {  # name in the record -> words; also of the demo
     "majority": "commonest answer",
     "linear_probe": "linear probe on frozen features",
+    "gradient_boosting": "gradient boosting on the columns (scikit-learn)",
     "pretrained": "pretrained model, not trained further",
     "lead": "first sentences of the text",
     "copy": "the source itself",

@@ -11,9 +11,11 @@ import torch
 
 from hf_transfer_plugin.adapters import describe_adapter, save_as_lora
 from hf_transfer_plugin.callbacks import FreezingCallback
+from hf_transfer_plugin.callbacks.ranks import together
 from hf_transfer_plugin.freezing import ever_learning_names
 from hf_transfer_plugin.hub import render_card, render_plots
 from hf_transfer_plugin.layers import beneath_adapters, parameters_by_name
+from hf_transfer_plugin.recipes.boosting import compare_with_boosting
 from hf_transfer_plugin.record import TransferRecord
 from hf_transfer_plugin.tasks import Outcome
 from hf_transfer_plugin.trainer.precision import unify_precision
@@ -132,6 +134,7 @@ def finish_record(record: TransferRecord, prepared: Any, trainer: Any, outcome: 
     record.examples = task.examples(data, split, count)
     for name, value in task.report(data, outcome, count).items():
         setattr(record, name, value)
+    together(lambda: compare_with_boosting(record, prepared, outcome, split))
     if record.adapter is None:
         unify_precision(prepared.model)
     trainer.save_model()

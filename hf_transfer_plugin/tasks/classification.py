@@ -1,7 +1,7 @@
-"""Text classification: one class, several, or a number, for single texts and pairs."""
+"""Text classification: one class, several, or a number, for single texts, pairs, and rows of a table."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,20 +10,30 @@ from transformers import DataCollatorWithPadding
 
 from hf_transfer_plugin.config import TransferConfig
 from hf_transfer_plugin.tasks import classes
-from hf_transfer_plugin.tasks.base import Task, TaskData
+from hf_transfer_plugin.tasks.base import Outcome, Task, TaskData
 from hf_transfer_plugin.tasks.class_report import SHORT, shortened
 from hf_transfer_plugin.tasks.columns import LABEL_COLUMNS, TEXT_COLUMNS, check_texts, choose_columns
 from hf_transfer_plugin.tasks.labels import SINGLE, LabelScheme, known_labels, read_labels
 from hf_transfer_plugin.tasks.splitting import hold_out
+from hf_transfer_plugin.tasks.tables import (
+    choose_features,
+    find_leaks,
+    known_kinds,
+    ranking,
+    read_table,
+    warn_of,
+    with_cells,
+)
 
 logger = logging.getLogger(__name__)
 
+TABLE_HINT = "Rows of a table become texts with `--feature_columns all`."
 PAIR_COLUMNS = {"sentence1": "sentence2", "premise": "hypothesis", "question1": "question2", "text1": "text2"}
 
 
 def read(splits: DatasetDict, config: TransferConfig, seed: int) -> TaskData:
     """
-    Checks the rows and brings them into the columns `text`, `text_pair` and `label`.
+    Checks the rows and brings them into the columns `text`, `text_pair` and `label`; of a table also `row`, the cells.
 
     Args:
         splits (`DatasetDict`):
@@ -44,10 +54,22 @@ def read(splits: DatasetDict, config: TransferConfig, seed: int) -> TaskData:
         logger.warning("The test split has no labels (all are -1) and is left out.")
         splits = DatasetDict({split: rows for split, rows in splits.items() if split != "test"})
     scheme = read_labels(splits, columns["label"], config)
-    plain = DatasetDict({split: _plain(rows, columns, scheme) for split, rows in splits.items()})
+    kinds, facts = choose_features(splits["train"], config, columns["label"]) if config.feature_columns else ({}, {})
+    plain = _plain_splits(splits, columns, scheme, kinds)
+    if kinds:
+        facts["leaks"] = find_leaks(plain["train"])
+        warn_of(facts)
     strata = "label" if scheme.problem_type == SINGLE else None
     plain, held_out = hold_out(plain, config, seed, strata=strata, class_names=scheme.class_names)
-    return TaskData(plain, columns, scheme.problem_type, scheme.class_names, held_out)
+    return TaskData(
+        plain,
+        columns,
+        scheme.problem_type,
+        scheme.class_names,
+        held_out,
+        {"feature_columns": kinds} if kinds else {},
+        {"table": facts} if kinds else {},
+    )
 
 
 def read_again(splits: DatasetDict, config: TransferConfig, labelled: bool) -> TaskData:
@@ -71,8 +93,10 @@ def read_again(splits: DatasetDict, config: TransferConfig, labelled: bool) -> T
     columns = _checked_columns(splits, config, labelled=labelled)
     names, problem = tuple(config.class_names or ()), config.problem_type or SINGLE
     scheme = known_labels(splits, columns["label"], config) if labelled else LabelScheme(problem, names, {})
-    plain = DatasetDict({split: _plain(rows, columns, scheme) for split, rows in splits.items()})
-    return TaskData(plain, columns, scheme.problem_type, scheme.class_names)
+    kinds = known_kinds(config) if config.feature_columns else {}
+    plain = _plain_splits(splits, columns, scheme, kinds)
+    options = {"feature_columns": kinds} if kinds else {}
+    return TaskData(plain, columns, scheme.problem_type, scheme.class_names, options=options)
 
 
 def _checked_columns(splits: DatasetDict, config: TransferConfig, *, labelled: bool = True) -> dict[str, str]:
@@ -85,10 +109,20 @@ def _checked_columns(splits: DatasetDict, config: TransferConfig, *, labelled: b
 
 
 def _columns(splits: DatasetDict, config: TransferConfig, labelled: bool) -> dict[str, str]:
-    columns = choose_columns(splits, config, {"text": TEXT_COLUMNS})
+    if config.feature_columns:
+        return choose_columns(splits, config, {"label": LABEL_COLUMNS}) if labelled else {}
+    columns = choose_columns(splits, config, {"text": TEXT_COLUMNS}, hint=" " + TABLE_HINT)
     pair = None if config.text_column else PAIR_COLUMNS.get(columns["text"])
     columns |= choose_columns(splits, config, {"text_pair": (pair,) if pair else ()}, optional=("text_pair",))
     return columns | (choose_columns(splits, config, {"label": LABEL_COLUMNS}) if labelled else {})
+
+
+def _plain_splits(
+    splits: DatasetDict, columns: dict[str, str], scheme: LabelScheme, kinds: Mapping[str, str]
+) -> DatasetDict:
+    plain = DatasetDict({split: _plain(rows, columns, scheme) for split, rows in splits.items()})
+    cells = read_table(splits, kinds) if kinds else {}
+    return DatasetDict({s: with_cells(rows, cells[s]) if kinds else rows for s, rows in plain.items()})
 
 
 def _plain(rows: Dataset, columns: dict[str, str], scheme: LabelScheme) -> Dataset:
@@ -134,16 +168,32 @@ def encode(data: TaskData, processor: Any, max_length: int, model_config: Any) -
     return DatasetDict(splits), truncated
 
 
+def metrics(data: TaskData, outcome: Outcome) -> dict[str, float]:
+    """
+    Args:
+        data (`TaskData`):
+            Tells the problem type, and whether rows of a table are read.
+        outcome (`Outcome`):
+            The model's logits.
+
+    Returns:
+        `dict[str, float]`: As for all classes; of a table with two classes also `roc_auc`.
+    """
+    found = classes.metrics(data, outcome)
+    return found | ranking(data, outcome) if "feature_columns" in data.options else found
+
+
 def _shown(row: Mapping[str, Any]) -> dict[str, str]:
-    return {role: shortened(text) for role, text in row.items() if role != "label"}
+    return {role: shortened(row[role]) for role in ("text", "text_pair") if role in row}
 
 
-def _example(row: Mapping[str, Any]) -> dict[str, str]:
-    return {role: text for role, text in row.items() if role != "label"}
+def _example(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {role: row[role] for role in (("row",) if "row" in row else ("text", "text_pair")) if role in row}
 
 
 def _is_short(row: Mapping[str, Any]) -> bool:
-    return all(len(text) <= SHORT for text in _example(row).values())
+    texts: Sequence[Any] = list(row["row"].values() if "row" in row else _example(row).values())
+    return all(len(str(text)) <= SHORT for text in texts)
 
 
 TEXT_CLASSIFICATION = Task(
@@ -154,13 +204,13 @@ TEXT_CLASSIFICATION = Task(
     read_again=read_again,
     encode=encode,
     collator=lambda processor, data: DataCollatorWithPadding(processor),
-    metrics=classes.metrics,
+    metrics=metrics,
     report=partial(classes.report, show=_shown),
     answers=classes.answers,
     baseline=classes.baseline,
     examples=partial(classes.examples, show=_example, fits=_is_short),
     best_metric=classes.best_metric,
-    options=("class_names", "problem_type"),
+    options=("class_names", "problem_type", "feature_columns"),
     # Some heads, as BART's, also return the states of every token.
     reduce=lambda logits, labels: logits[0] if isinstance(logits, (tuple, list)) else logits,
     probe=True,

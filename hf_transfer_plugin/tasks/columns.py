@@ -23,7 +23,12 @@ LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "sentiment", 
 
 
 def choose_columns(
-    splits: DatasetDict, config: TransferConfig, guesses: Mapping[str, Sequence[str]], *, optional: Sequence[str] = ()
+    splits: DatasetDict,
+    config: TransferConfig,
+    guesses: Mapping[str, Sequence[str]],
+    *,
+    optional: Sequence[str] = (),
+    hint: str = "",
 ) -> dict[str, str]:
     """
     Finds the column of each role in the first split, and asks the others to have it too.
@@ -37,6 +42,8 @@ def choose_columns(
             Role -> names of columns, the likeliest first.
         optional (`Sequence[str]`, *optional*):
             Roles that the data need not have.
+        hint (`str`, *optional*):
+            What else to do where a column is missing: the end of the error.
 
     Returns:
         `dict[str, str]`: Role -> column.
@@ -55,7 +62,7 @@ def choose_columns(
             asked = f"{given!r}" if given is not None else f"one of {', '.join(names_of_role)}"
             raise ValueError(
                 f"The {role} column must be in the data: expected {asked}, but the columns are "
-                f"{', '.join(sorted(names))}. Name it with `--{role}_column`."
+                f"{', '.join(sorted(names))}. Name it with `--{role}_column`.{hint}"
             )
     for split, rows in splits.items():
         require_columns(split, rows, columns)
