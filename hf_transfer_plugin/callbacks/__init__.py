@@ -5,6 +5,7 @@ from hf_transfer_plugin.callbacks.freezing import FreezingCallback, progress_of
 from hf_transfer_plugin.callbacks.guards import InterruptCallback, NonFiniteLossCallback
 from hf_transfer_plugin.callbacks.head import solve_output_layer
 from hf_transfer_plugin.callbacks.prompts import PromptEncoderCallback
+from hf_transfer_plugin.callbacks.temperature import TemperatureCallback
 
 __all__ = [
     "FreezingCallback",
@@ -12,6 +13,7 @@ __all__ = [
     "NonFiniteLossCallback",
     "PromptEncoderCallback",
     "RankAllocationCallback",
+    "TemperatureCallback",
     "progress_of",
     "solve_output_layer",
 ]

@@ -21,7 +21,13 @@ from hf_transfer_plugin.freezing import (
     learning_names,
     set_trainable,
 )
-from hf_transfer_plugin.layers import LayerGroups, discover_layer_groups, is_flattened, parameters_by_name
+from hf_transfer_plugin.layers import (
+    LayerGroups,
+    discover_layer_groups,
+    is_flattened,
+    locked_parameters,
+    parameters_by_name,
+)
 from hf_transfer_plugin.learning_rates import groups_of
 from hf_transfer_plugin.schedules import LinearProbeThenFineTune, Progress
 
@@ -126,7 +132,7 @@ class FreezingCallback(TrainerCallback):
             self._found = [n for n, parameter in parameters_by_name(model).items() if parameter.requires_grad]
         else:  # The run before broke off: the model is still as that run froze it.
             self._still.release()
-        adapted = bool(groups.locked)
+        adapted = bool(locked_parameters(model))
         # PEFT leaves the base as it is in training; what its layers drop out belongs to the adapters' regularisation.
         drops = self.keep_dropout or (adapted and not self._calm_beneath)
         self._still = FrozenModules(model, keep_dropout=drops)

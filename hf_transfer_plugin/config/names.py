@@ -35,6 +35,7 @@ ADAPTER_OUTPUTS = ("adapter", "merged", "both")
 BASE_PRECISIONS = ("bfloat16", "float16", "8bit", "4bit", "int8")
 BOX_FORMATS = ("xywh", "xyxy", "yolo")
 MASK_VALUES = ("numbers", "numbers-from-1", "0-and-255")
+TOWER_CHOICES = ("image", "text", "both")
 LEARNING_RATE_NAMES = ("layerwise-decay", "slanted-triangular")
 TASK_NAMES = (
     "text-classification",
@@ -48,6 +49,7 @@ TASK_NAMES = (
     "image-classification",
     "audio-classification",
     "automatic-speech-recognition",
+    "zero-shot-image-classification",
 )
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 FEATURE_KINDS = ("number", "boolean", "date", "category", "text")

@@ -1,6 +1,7 @@
 """What is wrong with the values of a configuration, fault by fault."""
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -17,6 +18,7 @@ from hf_transfer_plugin.config.names import (
     PROBLEM_TYPES,
     STRATEGY_NAMES,
     TASK_NAMES,
+    TOWER_CHOICES,
 )
 from hf_transfer_plugin.config.reading import parse_adapter, parse_spec
 
@@ -52,6 +54,7 @@ def _name_problems(config: Any) -> Iterable[str]:
         "adapter_output": ADAPTER_OUTPUTS,
         "base_precision": (*BASE_PRECISIONS, None),
         "box_format": BOX_FORMATS,
+        "freeze_tower": (*TOWER_CHOICES, None),
         "mask_values": (*MASK_VALUES, None),
     }
     for name, known in choices.items():
@@ -60,6 +63,11 @@ def _name_problems(config: Any) -> Iterable[str]:
             yield f"`{name}` must be one of {listed}, but got {getattr(config, name)!r}."
     if config.prompt is not None and "{text}" not in config.prompt:
         yield f"`prompt` must hold {{text}}, the place of the text, but got {config.prompt!r}."
+    if config.caption_template is not None and re.findall(r"\{[^{}]*\}|[{}]", config.caption_template) != ["{label}"]:
+        yield (
+            "`caption_template` must hold {label}, the place of the class name, once and no other braces, but got "
+            f"{config.caption_template!r}."
+        )
     yield from _switch_problems(config, "trust_remote_code", "sort_micro_batches", "skip_unreadable")
     names = config.class_names
     # Detectors of one kind of thing are common; a classifier of one class is none.

@@ -15,6 +15,7 @@ from hf_transfer_plugin.config.names import (
     PROBLEM_TYPES,
     STRATEGY_NAMES,
     TASK_NAMES,
+    TOWER_CHOICES,
 )
 from hf_transfer_plugin.config.problems import problems_of
 from hf_transfer_plugin.config.reading import parse_adapter, parse_spec
@@ -152,6 +153,10 @@ class TransferConfig:
             Share of the tokens that `fill-mask` hides.
         loss (`str`, *optional*):
             Loss of `sentence-similarity`, named as in sentence-transformers; chosen by the columns without it.
+        freeze_tower (`str`, *optional*):
+            Tower that stays as it is: `"image"`, `"text"`, or `"both"`, which leaves the projections.
+        caption_template (`str`, *optional*):
+            What makes a caption of a class name, `"a photo of a {label}."` without it.
         baselines (`bool`, *optional*, defaults to `False`):
             Also measure what needs a pass of the pretrained model: a linear probe solved on its frozen features, or
             the model as it is.
@@ -253,6 +258,8 @@ class TransferConfig:
     packing: bool | None = field(default=None, metadata={"help": "Fill blocks of max_length with text after text."})
     mlm_probability: float = field(default=0.15, metadata={"help": "Share of tokens that fill-mask hides."})
     loss: str | None = field(default=None, metadata={"help": "Loss of sentence-similarity; by the columns without."})
+    freeze_tower: str | None = field(default=None, metadata={"help": f"Of two towers: {', '.join(TOWER_CHOICES)}."})
+    caption_template: str | None = field(default=None, metadata={"help": "Caption of a class, around {label}."})
     baselines: bool = field(default=False, metadata={"help": "Also measure a linear probe or the untrained model."})
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after that many evaluations without improvement."}

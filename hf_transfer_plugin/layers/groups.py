@@ -62,7 +62,7 @@ class LayerGroups(Sequence[LayerGroup]):
         tied_head (`bool`):
             Whether the output layer shares its weights with the embeddings, so that there is no head group.
         locked (`frozenset[str]`):
-            Parameters that no strategy lets learn: the base weights beneath adapters.
+            Parameters that no strategy lets learn: the base weights beneath adapters, and a tower that is frozen.
 
     Raises:
         ValueError: If a parameter of the model stands in no group or in two.

@@ -12,8 +12,9 @@ from transformers import Trainer, TrainingArguments
 
 from hf_transfer_plugin._optional import require
 from hf_transfer_plugin.config import TransferConfig
+from hf_transfer_plugin.losses import LOSSES
 from hf_transfer_plugin.tasks import Task, TaskData
-from hf_transfer_plugin.tasks.pairs import LOSSES
+from hf_transfer_plugin.tasks.pairs import LOSSES as EMBEDDING_LOSSES
 from hf_transfer_plugin.trainer.mixin import TransferMixin
 
 EMBEDDING = "sentence-transformers"
@@ -96,7 +97,7 @@ def build_trainer(task: Task, data: TaskData, *, kind: type[Trainer] = Trainer, 
 
     Args:
         task (`Task`):
-            Names the library.
+            Names the library, and the loss where it is not the model's own.
         data (`TaskData`):
             Names the loss of embedding models.
         kind (`type[Trainer]`, *optional*):
@@ -110,6 +111,8 @@ def build_trainer(task: Task, data: TaskData, *, kind: type[Trainer] = Trainer, 
     Raises:
         ValueError: If arguments were given that it would not heed.
     """
+    if task.loss is not None:
+        parts["compute_loss_func"] = LOSSES[task.loss](parts["model"])
     return embedding_trainer(data, **parts) if task.library == EMBEDDING else kind(**parts)
 
 
@@ -160,7 +163,7 @@ def embedding_trainer(data: TaskData, *, model: Any, args: TrainingArguments, **
     losses = require(f"{PACKAGE}.sentence_transformer.losses", extra=EXTRA)
     trainer: Any = trainer_class()(model=model, args=own, loss=getattr(losses, loss)(model), **parts)
     form = data.facts.get("form")
-    trainer.measures, trainer.compares = form is not None, loss in LOSSES.get(str(form), ())
+    trainer.measures, trainer.compares = form is not None, loss in EMBEDDING_LOSSES.get(str(form), ())
     return trainer
 
 

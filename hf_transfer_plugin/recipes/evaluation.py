@@ -25,7 +25,7 @@ from hf_transfer_plugin.tasks.media import with_names
 
 FORMATS = (".jsonl", ".csv")
 # Arguments of a task that hold for measuring, too.
-EVALUATING = ("per_device_eval_batch_size", "train_sampling_strategy", "remove_unused_columns")
+EVALUATING = ("per_device_eval_batch_size", "train_sampling_strategy", "remove_unused_columns", "label_names")
 
 
 def evaluate_run(

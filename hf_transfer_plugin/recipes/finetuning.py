@@ -12,7 +12,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traini
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from hf_transfer_plugin.callbacks import InterruptCallback, NonFiniteLossCallback
+from hf_transfer_plugin.callbacks import InterruptCallback, NonFiniteLossCallback, TemperatureCallback
 from hf_transfer_plugin.callbacks.ranks import together
 from hf_transfer_plugin.config import TransferConfig
 from hf_transfer_plugin.planning import plan
@@ -166,6 +166,8 @@ def make_trainer(prepared: Prepared, *callbacks: TrainerCallback) -> Trainer:
     """
     args, task, data = prepared.args, prepared.task, prepared.data
     added = [NonFiniteLossCallback(), _ResumeAlike(), *callbacks, *sharing_callbacks(prepared.config, args)]
+    if task.loss == "contrastive":
+        added.append(TemperatureCallback())
     if prepared.config.early_stopping_patience is not None:
         added.append(EarlyStoppingCallback(prepared.config.early_stopping_patience))
     trainer = build_trainer(

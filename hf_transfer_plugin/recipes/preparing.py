@@ -17,7 +17,7 @@ from hf_transfer_plugin.callbacks.freezing import require_evaluation
 from hf_transfer_plugin.callbacks.ranks import in_turn, together
 from hf_transfer_plugin.config import ConfigError, TransferConfig, gather
 from hf_transfer_plugin.freezing import ever_learning_names
-from hf_transfer_plugin.layers import LayerGroups, discover_layer_groups
+from hf_transfer_plugin.layers import LayerGroups, discover_layer_groups, lock_tower
 from hf_transfer_plugin.recipes.base_precision import check_base_precision, check_frozen, make_ready_for_adapters
 from hf_transfer_plugin.recipes.checks import (
     check_evaluating,
@@ -50,6 +50,8 @@ OPTIONS = (
     "mask_values",
     "loss",
     "max_seconds",
+    "freeze_tower",
+    "caption_template",
 )
 
 
@@ -137,6 +139,8 @@ def prepare(
         if config.adapter_output != "adapter":
             check_mergeable(model)
         groups = discover_layer_groups(model)
+        if config.freeze_tower is not None:
+            groups = lock_tower(groups, model, config.freeze_tower)
         learning = ever_learning_names(strategy, model, groups)
         check_frozen(config.base_precision, model, learning)
         if config.adapter_spec is not None:

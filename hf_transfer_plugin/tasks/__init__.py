@@ -11,6 +11,7 @@ from hf_transfer_plugin.tasks.sentence_similarity import SENTENCE_SIMILARITY
 from hf_transfer_plugin.tasks.speech import SPEECH_RECOGNITION
 from hf_transfer_plugin.tasks.text_generation import TEXT_GENERATION
 from hf_transfer_plugin.tasks.token_classification import TOKEN_CLASSIFICATION
+from hf_transfer_plugin.tasks.two_towers import TWO_TOWERS
 from hf_transfer_plugin.tasks.writing import SUMMARIZATION, TRANSLATION
 
 TASKS: dict[str, Task] = {
@@ -27,6 +28,7 @@ TASKS: dict[str, Task] = {
         SPEECH_RECOGNITION,
         SENTENCE_SIMILARITY,
         IMAGE_CLASSIFICATION,
+        TWO_TOWERS,
     )
 }
 

@@ -125,6 +125,8 @@ class Task:
             `(model, processor, data)`: refuses what cannot do the task, and sets what generating needs.
         measures_texts (`bool`, *optional*, defaults to `False`):
             Whether the metrics need what it writes for every row; else it writes samples only.
+        loss (`str`, *optional*):
+            Loss in the place of the model's own, by its name in `LOSSES`.
         probe (`bool`, *optional*, defaults to `False`):
             Whether a linear layer solved on frozen features is a baseline.
         pretrained_head (`bool`, *optional*, defaults to `False`):
@@ -159,6 +161,7 @@ class Task:
     generate: Callable[[Any, Any, TaskData, Dataset, int], list[str]] | None = field(default=None, repr=False)
     set_up: Callable[[Any, Any, TaskData], None] | None = field(default=None, repr=False)
     measures_texts: bool = False
+    loss: str | None = None
     probe: bool = False
     pretrained_head: bool = False
     strategy: dict[str, Any] = field(default_factory=FULL.copy)
