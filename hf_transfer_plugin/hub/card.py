@@ -30,6 +30,7 @@ from hf_transfer_plugin.hub.facts import (
 from hf_transfer_plugin.hub.media_facts import media_words
 from hf_transfer_plugin.hub.samples import SampleFile, with_files
 from hf_transfer_plugin.hub.snippets import getting_started
+from hf_transfer_plugin.hub.table_rows import FEATURES, table_words, verdict
 from hf_transfer_plugin.record import TransferRecord, write_atomically
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -69,6 +70,11 @@ MEASURES = {
     "chrf": "chrF",
     "perplexity": "Perplexity (lower is better)",
     "token_accuracy": "Token accuracy",
+    "mean_recall": "Mean recall of both ways",
+    "image_to_text_recall_at_1": "Image to text, recall@1",
+    "image_to_text_recall_at_5": "Image to text, recall@5",
+    "text_to_image_recall_at_1": "Text to image, recall@1",
+    "text_to_image_recall_at_5": "Text to image, recall@5",
     "loss": "Loss",
 }
 HUB_METRICS = {  # as the Hub names them, where it is otherwise
@@ -92,6 +98,11 @@ HUB_METRICS = {  # as the Hub names them, where it is otherwise
     "wer_normalized": "wer",
     "has_answer_f1": "f1",
     "no_answer_accuracy": "accuracy",
+    "mean_recall": "recall",
+    "image_to_text_recall_at_1": "recall",
+    "image_to_text_recall_at_5": "recall",
+    "text_to_image_recall_at_1": "recall",
+    "text_to_image_recall_at_5": "recall",
 }
 EMBEDDING = "sentence-transformers"
 PLOTS = ("schedule.png", "reliability.png", "confusion.png")
@@ -152,7 +163,7 @@ def render_card(
     environment.globals["zip"] = zip
     environment.filters["text"] = escape
     environment.filters["number"] = _number
-    environment.filters["fields"] = lambda spec: ", ".join(f"{k}: {v}" for k, v in spec.items() if v is not None)
+    environment.filters["fields"] = _fields
     body = environment.get_template("model_card.md").render(
         record=record,
         measures={name: label for name, label in MEASURES.items() if name in record.metrics and name != "loss"},
@@ -164,7 +175,8 @@ def render_card(
         errors=answer_table(record.errors, _error_columns(record)),
         samples=answer_table(record.samples, SAMPLES),
         overlong=overlong_words(record),
-        media=media_words(record),
+        media=[*media_words(record), *table_words(record)],
+        verdict=verdict(record),
         phases=phase_rows(record),
         cache=cache_words(record),
         limits=limits(record),
@@ -199,6 +211,11 @@ def _adapted(record: TransferRecord, given: Mapping[str, Any]) -> dict[str, Any]
     return told | dict(given) | {"tags": list(dict.fromkeys([*given.get("tags", ()), *told["tags"]]))}
 
 
+def _fields(spec: Mapping[str, Any]) -> str:
+    """Fields and values in one line; the columns of a table are told elsewhere."""
+    return ", ".join(f"{k}: {v}" for k, v in spec.items() if v is not None and k != FEATURES)
+
+
 def _number(value: float) -> str:
     if abs(value) >= 1000:
         return f"{value:,.0f}"
@@ -209,6 +226,8 @@ def _error_columns(record: TransferRecord) -> dict[str, str]:
     """A number's score is how far off it is; a class's how sure the model was."""
     if record.task == "sentence-similarity":
         return {"text_pair": "other text", "label": "right", "prediction": "found first", "score": "similarity"}
+    if record.task == "zero-shot-image-classification" and not record.class_names:
+        return {"label": "own caption", "prediction": "found first", "score": "similarity"}
     score = "off by" if record.problem_type == "regression" else "confidence"
     return {"label": "given label", "prediction": "answer", "score": score}
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 from hf_transfer_plugin.hub.samples import SampleFile
+from hf_transfer_plugin.hub.table_rows import is_table, table_limits
 from hf_transfer_plugin.record import TransferRecord
 
 FEW_ROWS = 300
@@ -12,6 +13,8 @@ BASELINES = {  # name in the record -> words; also of the demo
     "linear_probe": "linear probe on frozen features",
     "gradient_boosting": "gradient boosting on the columns (scikit-learn)",
     "pretrained": "pretrained model, not trained further",
+    "zero_shot": "pretrained towers by class names alone",
+    "random_order": "captions in a random order",
     "lead": "first sentences of the text",
     "copy": "the source itself",
     "overlap": "sentence that shares most words with the question",
@@ -53,6 +56,10 @@ LIMITS = {
     "image-classification": (
         "It knows pictures like those that it learned from: another camera, light, angle or background can change its "
         "answer."
+    ),
+    "zero-shot-image-classification": (
+        "It chooses among the names that it is given, and another wording of the same names can change its answer. "
+        "What it was not trained on, here or before, it knows badly by any name."
     ),
     "fill-mask": "It guesses what fits the words around a gap, which says nothing of whether the sentence is true.",
 }
@@ -235,9 +242,9 @@ def limits(record: TransferRecord) -> list[str]:
         `list[str]`: What the model cannot do, as far as the record tells, a sentence each; plain text.
     """
     found = [*_class_limits(record), *([LIMITS[record.task]] if record.task in LIMITS else [])]
-    found += _search_limits(record)
+    found += [*_search_limits(record), *table_limits(record)]
     if record.problem_type == "regression":
-        asked = "image" if record.task == "image-classification" else "text"
+        asked = "row" if is_table(record) else "image" if record.task == "image-classification" else "text"
         found.append(f"It answers with a number to every {asked}, also where none would be right.")
     if "perplexity" in record.metrics:
         found.append("The perplexity depends on the tokenizer: it compares only models with the same one.")
@@ -299,6 +306,8 @@ def _class_limits(record: TransferRecord) -> list[str]:
     count = len(record.class_names)
     if record.task == "token-classification":
         return [f"It gives every word one of its {count} tags and nothing else, also where none fits."]
+    if record.task == "zero-shot-image-classification":
+        return [f"The figures hold for choices among its {count} classes; other names can be given to choose from."]
     kind = "any of" if record.problem_type == "multi_label_classification" else "one of"
     return [f"It answers with {kind} its {count} classes and nothing else, also where none fits."]
 

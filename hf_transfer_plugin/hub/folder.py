@@ -52,7 +52,7 @@ SECRETS = {
     "a private key": re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
 }
 # Where JSON holds what the data says.
-DATA = ("examples", "errors", "samples", "class_names", "per_class", "id2label", "label2id", "vocab")
+DATA = ("examples", "errors", "samples", "class_names", "per_class", "id2label", "label2id", "vocab", "choices")
 HEADER = 8
 PICTURES = (".png", *SUFFIXES.values())
 

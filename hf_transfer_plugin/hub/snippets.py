@@ -4,6 +4,7 @@ from typing import Any
 
 from hf_transfer_plugin.hub.media_snippets import hear, look
 from hf_transfer_plugin.hub.snippet_loading import TEXT, Source, example, loading, pipeline, quoted
+from hf_transfer_plugin.hub.table_rows import asking, is_table
 from hf_transfer_plugin.record import TransferRecord
 
 CAUSAL = ("ForCausalLM", "LMHeadModel")
@@ -86,11 +87,13 @@ def getting_started(record: TransferRecord, model: str, *, adapter: bool, genera
 
 
 def _classify(record: TransferRecord, source: Source) -> str:
+    start = pipeline(record, source, "classify", "AutoModelForSequenceClassification")
+    if is_table(record):
+        return f"import math\n\n{start}\n\n{asking(record)}"
     example = record.examples[0] if record.examples else {"text": TEXT}
     asked: Any = {role: value for role, value in example.items() if role != "label"}
     asked = asked["text"] if list(asked) == ["text"] else asked
-    ask = f"print(classify({quoted(asked)}, top_k=None))"
-    return pipeline(record, source, "classify", "AutoModelForSequenceClassification") + ask
+    return f"{start}print(classify({quoted(asked)}, top_k=None))"
 
 
 def _tag(record: TransferRecord, source: Source) -> str:
@@ -160,6 +163,7 @@ def _search(record: TransferRecord, source: Source) -> str:
 
 SNIPPETS = {
     "image-classification": look,
+    "zero-shot-image-classification": look,
     "audio-classification": hear,
     "automatic-speech-recognition": hear,
     "sentence-similarity": _search,

@@ -168,8 +168,19 @@ def written(value: Any) -> str:
     if size and not TINY <= size < HUGE:
         return f"{value:.6g}"
     places = max(2, 5 - math.floor(math.log10(size or 1)))
-    text = f"{value:.{places}f}".rstrip("0").rstrip(".")
-    return "0" if text == "-0" else text
+    return f"{value or 0.0:.{places}f}".rstrip("0").rstrip(".")
+
+
+def tidy(value: Any) -> Any:
+    """
+    Args:
+        value (`Any`):
+            A value as [`read_value`] gives it.
+
+    Returns:
+        `Any`: A number as it is written, without noise; anything else as it is.
+    """
+    return float(written(value)) if isinstance(value, float) else value
 
 
 def row_text(cells: Mapping[str, Any]) -> str:

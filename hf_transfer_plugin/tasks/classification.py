@@ -1,7 +1,7 @@
 """Text classification: one class, several, or a number, for single texts, pairs, and rows of a table."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ from transformers import DataCollatorWithPadding
 from hf_transfer_plugin.config import TransferConfig
 from hf_transfer_plugin.tasks import classes
 from hf_transfer_plugin.tasks.base import Outcome, Task, TaskData
+from hf_transfer_plugin.tasks.cells import tidy
 from hf_transfer_plugin.tasks.class_report import SHORT, shortened
 from hf_transfer_plugin.tasks.columns import LABEL_COLUMNS, TEXT_COLUMNS, check_texts, choose_columns
 from hf_transfer_plugin.tasks.labels import SINGLE, LabelScheme, known_labels, read_labels
@@ -188,12 +189,14 @@ def _shown(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _example(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {role: row[role] for role in (("row",) if "row" in row else ("text", "text_pair")) if role in row}
+    if "row" in row:
+        return {"row": {name: tidy(value) for name, value in row["row"].items()}}
+    return {role: row[role] for role in ("text", "text_pair") if role in row}
 
 
 def _is_short(row: Mapping[str, Any]) -> bool:
-    texts: Sequence[Any] = list(row["row"].values() if "row" in row else _example(row).values())
-    return all(len(str(text)) <= SHORT for text in texts)
+    found = _example(row)
+    return all(len(str(text)) <= SHORT for text in found.get("row", found).values())
 
 
 TEXT_CLASSIFICATION = Task(
