@@ -64,7 +64,7 @@ def finite(logits: Any) -> Any:
     """
     logits = logits.float()
     if not logits.isfinite().all():
-        raise InputError("The model has no answer to this text.")
+        raise InputError("The model has no answer to this.")
     return logits
 
 

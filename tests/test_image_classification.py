@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from transformers import (
 )
 
 from hf_transfer_plugin import FrozenPrefixCache, TransferConfig, TransferRecord, finetune
+from hf_transfer_plugin.cli import main as cli
 from hf_transfer_plugin.features import extract_features
 from hf_transfer_plugin.hub import render_card
 from hf_transfer_plugin.hub.snippets import getting_started
@@ -113,6 +115,20 @@ def test_the_saved_model_answers_like_a_pipeline(run, pictures, tmp_path):
         assert found == pytest.approx(row["probabilities"], abs=1e-6)
     assert {row["prediction"] for row in answers} == {"dark", "light"}
     assert evaluate_run(run, pictures)["metrics"]["accuracy"] == 1
+
+
+def test_rows_to_answer_are_left_out_only_when_told(run, pictures, tmp_path, caplog, monkeypatch, capsys):
+    Path(tmp_path / "photos").mkdir()
+    for number in range(3):
+        Path(tmp_path / "photos" / f"{number}.png").write_bytes(content(picture(number, light=True)))
+    Path(tmp_path / "photos" / "torn.png").write_bytes(b"no picture")
+    monkeypatch.chdir(tmp_path)
+    assert cli(["predict", str(run), "photos"]) == 2
+    assert "torn.png: cannot identify" in capsys.readouterr().err
+    assert cli(["predict", str(run), "photos", "--skip_unreadable"]) == 0
+    answers = [json.loads(line) for line in Path("predictions.jsonl").read_text().splitlines()]
+    assert [Path(row["image"]).name for row in answers] == ["0.png", "1.png", "2.png"]
+    assert "Left out, since they cannot be opened: torn.png" in caplog.text
 
 
 def test_a_single_file_is_predicted(run, pictures, tmp_path):

@@ -108,6 +108,18 @@ def test_every_file_is_opened_before_training():
     assert told["skipped"]["train"][0].startswith("notes.png: ")
 
 
+def test_a_file_that_only_the_metadata_knows_is_named(tmp_path):
+    (tmp_path / "train").mkdir()
+    for number in range(2):
+        (tmp_path / "train" / f"{number}.png").write_bytes(content(picture(number, light=True)))
+    lines = [json.dumps({"file_name": f"{name}.png", "label": "a"}) for name in (0, 1, "gone")]
+    (tmp_path / "train" / "metadata.jsonl").write_text("\n".join(lines))
+    given = TransferConfig(model="model", dataset=str(tmp_path))
+    splits, column = media_columns(load_splits(given), given, "image")
+    with pytest.raises(ValueError, match=r"1 of 3 in the train split do not \(gone.png: .*No such file"):
+        check_media(splits, column, look_at_image, role="image", skip=False)
+
+
 def test_a_split_of_which_nothing_can_be_read_is_refused_all_the_same():
     bad = {"bytes": b"", "path": None}
     with pytest.raises(ValueError, match="1 of 1 in the train split") as error:

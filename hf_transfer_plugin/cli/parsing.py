@@ -53,6 +53,9 @@ ROLES = {
     "answers": "column of the answers",
     "messages": "column of conversations",
     "negative": "column of a text that does not belong",
+    "image": "column of the image",
+    "audio": "column of the sound",
+    "objects": "column of the objects in an image",
 }
 
 
@@ -66,6 +69,7 @@ def add_columns(parser: argparse.ArgumentParser) -> None:
     """
     for role, text in ROLES.items():
         parser.add_argument(f"--{role}_column", help=text)
+    parser.add_argument("--skip_unreadable", action="store_true", help="leave out images and sounds that do not open")
 
 
 def given_columns(options: argparse.Namespace) -> dict[str, Any]:
@@ -75,9 +79,10 @@ def given_columns(options: argparse.Namespace) -> dict[str, Any]:
             Of a parser with the flags of [`add_columns`].
 
     Returns:
-        `dict[str, str]`: The columns, `None` where they are not given.
+        `dict[str, Any]`: The columns, `None` where they are not given, and `skip_unreadable` where it is.
     """
-    return {f"{role}_column": getattr(options, f"{role}_column") for role in ROLES}
+    skip = {"skip_unreadable": True} if options.skip_unreadable else {}
+    return {f"{role}_column": getattr(options, f"{role}_column") for role in ROLES} | skip
 
 
 def quieten() -> None:

@@ -3,7 +3,8 @@
 import csv
 import io
 import json
-from collections.abc import Iterable
+import logging
+from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,14 @@ from hf_transfer_plugin.recipes.preparing import encode_rows, set_up
 from hf_transfer_plugin.recipes.pretrained import load_processor, readable_length
 from hf_transfer_plugin.recipes.trained import load_run_model
 from hf_transfer_plugin.record import TransferRecord, write_atomically
-from hf_transfer_plugin.tasks import TASKS, Outcome, TaskData, load_splits
-from hf_transfer_plugin.tasks.media import with_names
+from hf_transfer_plugin.tasks import TASKS, Outcome, Task, TaskData, load_splits
+from hf_transfer_plugin.tasks.media import check_media, look_at_image, media_columns, with_names
+from hf_transfer_plugin.tasks.sounds import look_into_audio
+
+logger = logging.getLogger(__name__)
 
 FORMATS = (".jsonl", ".csv")
+LOOKS: dict[str, Callable[..., Any]] = {"image": look_at_image, "audio": look_into_audio}  # by what a task reads
 # Arguments of a task that hold for measuring, too.
 EVALUATING = ("per_device_eval_batch_size", "train_sampling_strategy", "remove_unused_columns", "label_names")
 
@@ -55,7 +60,8 @@ def evaluate_run(
         base (`str`, *optional*):
             Hub id or folder of the base of an adapter, where the run does not find it.
         **columns (`str`, *optional*):
-            `text_column="..."` and so on, as in [`TransferConfig`]; as in training, or guessed, without them.
+            `text_column="..."` and so on, as in [`TransferConfig`]; as in training, or guessed, without them. With
+            `skip_unreadable=True`, rows whose image or sound cannot be opened are named and left out.
 
     Returns:
         `dict[str, Any]`: `rows`, `split`, `metrics`, and what the task tells besides: `per_class`,
@@ -101,7 +107,7 @@ def predict_run(
             As in [`evaluate_run`].
 
     Returns:
-        `int`: The number of rows.
+        `int`: The number of answers.
 
     Raises:
         ValueError: If run or data are missing or do not fit together, or `output` exists or has another suffix.
@@ -202,7 +208,10 @@ def _read(
         raise ValueError(f"`split` must be one of the dataset's splits, but {dataset!r} has no {split or 'test'!r}.")
     trained = record.dataset.get("columns", {})
     config = replace(config, **_columns_of_training(trained, config, _names_in(loaded[chosen])))
-    data = TASKS[record.task].read_again(DatasetDict({chosen: loaded[chosen]}), config, labelled)
+    kept = DatasetDict({chosen: loaded[chosen]})
+    if columns.get("skip_unreadable"):
+        kept = _readable(kept, TASKS[record.task], config)
+    data = TASKS[record.task].read_again(kept, config, labelled)
     # What the training came to, such as the prompt or whether there may be no answer, holds for other data too.
     data = replace(data, options={**data.options, **record.options})
     if record.problem_type and trained and ("text_pair" in trained) != ("text_pair" in data.columns):
@@ -211,7 +220,19 @@ def _read(
             f"The run was trained on {what}, so the data must hold them too, but its columns were read as "
             f"{data.columns}. Name them with `--text_column` and `--text_pair_column`."
         )
-    return data, loaded[chosen]
+    return data, kept[chosen]
+
+
+def _readable(splits: DatasetDict, task: Task, config: TransferConfig) -> DatasetDict:
+    """The rows whose files can be opened; the others are named."""
+    role = next((role for role in LOOKS if role in task.roles), None)
+    if role is None:
+        raise ValueError(f"`skip_unreadable` is of no use to {task.name}, which reads no files. Leave it out.")
+    splits, column = media_columns(splits, config, role)
+    splits, told = check_media(splits, column, LOOKS[role], role=role, skip=True)
+    for names in told["skipped"].values():
+        logger.warning("Left out, since they cannot be opened: %s.", "; ".join(names))
+    return splits
 
 
 def _names_in(rows: Dataset) -> list[str]:
