@@ -47,6 +47,7 @@ TASK_NAMES = (
     "fill-mask",
     "sentence-similarity",
     "image-classification",
+    "image-segmentation",
     "audio-classification",
     "automatic-speech-recognition",
     "zero-shot-image-classification",

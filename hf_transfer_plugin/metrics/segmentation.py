@@ -34,7 +34,7 @@ class MeanIou(evaluate.Metric):
         answered, true = ([np.asarray(one) for one in maps] for maps in (predictions, references))
         known = [one[one != IGNORED] for one in (*answered, *true)]
         count = classes or max((int(one.max()) for one in known if one.size), default=0) + 1
-        counts = sum(pixel_counts(a, t, count) for a, t in zip(answered, true, strict=True))
+        counts = np.sum([pixel_counts(a, t, count) for a, t in zip(answered, true, strict=True)], axis=0)
         return {**map_scores(counts), "iou_per_class": class_ious(counts).tolist()}
 
 

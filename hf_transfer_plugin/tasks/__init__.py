@@ -5,6 +5,7 @@ from hf_transfer_plugin.tasks.base import Outcome, Task, TaskData
 from hf_transfer_plugin.tasks.classification import TEXT_CLASSIFICATION
 from hf_transfer_plugin.tasks.fill_mask import FILL_MASK
 from hf_transfer_plugin.tasks.image_classification import IMAGE_CLASSIFICATION
+from hf_transfer_plugin.tasks.image_segmentation import IMAGE_SEGMENTATION
 from hf_transfer_plugin.tasks.loading import load_splits
 from hf_transfer_plugin.tasks.question_answering import QUESTION_ANSWERING
 from hf_transfer_plugin.tasks.sentence_similarity import SENTENCE_SIMILARITY
@@ -28,6 +29,7 @@ TASKS: dict[str, Task] = {
         SPEECH_RECOGNITION,
         SENTENCE_SIMILARITY,
         IMAGE_CLASSIFICATION,
+        IMAGE_SEGMENTATION,
         TWO_TOWERS,
     )
 }
