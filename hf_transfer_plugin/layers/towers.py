@@ -65,7 +65,7 @@ def tower_parameters(model: nn.Module, tower: str) -> frozenset[str]:
     )
 
 
-def lock_tower(groups: LayerGroups, model: nn.Module, tower: str) -> LayerGroups:
+def lock_tower(groups: LayerGroups, model: nn.Module, tower: str | None) -> LayerGroups:
     """
     Takes a tower out of what strategies choose from, so that the other one follows them alone.
 
@@ -74,11 +74,11 @@ def lock_tower(groups: LayerGroups, model: nn.Module, tower: str) -> LayerGroups
             The layer groups of a model of two towers.
         model (`nn.Module`):
             The model.
-        tower (`str`):
+        tower (`str`, *optional*):
             `"image"`, `"text"`, or `"both"`, which leaves the projections and the temperature.
 
     Returns:
-        `LayerGroups`: The same groups with the tower locked.
+        `LayerGroups`: The same groups with the tower locked, where one is named.
 
     Raises:
         ValueError: If `tower` is none, or the model has not two.
@@ -89,6 +89,8 @@ def lock_tower(groups: LayerGroups, model: nn.Module, tower: str) -> LayerGroups
     >>> attach(trainer, schedule=GradualUnfreezing(), groups=groups)
     ```
     """
+    if tower is None:
+        return groups
     return LayerGroups(
         groups,
         model,

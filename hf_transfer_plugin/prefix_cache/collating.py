@@ -113,7 +113,8 @@ class CachingCollator:
 
     Args:
         collate (`Callable`):
-            The collator proper.
+            The collator proper. Its method `has_entry_for_each`, where it has one, tells of rows whether the batch
+            will have one entry for each of them; it is left alone where it has not.
         shelves (`Shelves`):
             Where the entries are.
     """
@@ -131,7 +132,8 @@ class CachingCollator:
             `Mapping[str, Any]`: The batch.
         """
         batch = self.collate(rows)
-        current = self.shelves.current
+        told = getattr(self.collate, "has_entry_for_each", None)
+        current = self.shelves.current if told is None or told(rows) else -1
         if 0 <= current < len(self.shelves.shelves) and isinstance(batch, Mapping):
             try:
                 batch[KEY] = self._brought(batch, current)  # type: ignore[index]

@@ -165,7 +165,8 @@ def first_live(model: nn.Module, learning: frozenset[str], still: Sequence[nn.Mo
     for name in seen.order:
         module = modules[name]
         own = [names[id(p)] for p in module.parameters(recurse=False)]
-        if any(n in learning for n in own):
+        # What the model itself holds, as the temperature of two towers, is read on the way; the proof shows where.
+        if name and any(n in learning for n in own):
             return dropping or name
         if own:
             # Dropout before a frozen layer is part of the prefix, and as still as that.

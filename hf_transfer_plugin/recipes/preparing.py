@@ -138,9 +138,7 @@ def prepare(
         model = base if config.adapter_spec is None else _adapted(config, base, new_weights)
         if config.adapter_output != "adapter":
             check_mergeable(model)
-        groups = discover_layer_groups(model)
-        if config.freeze_tower is not None:
-            groups = lock_tower(groups, model, config.freeze_tower)
+        groups = lock_tower(discover_layer_groups(model), model, config.freeze_tower)
         learning = ever_learning_names(strategy, model, groups)
         check_frozen(config.base_precision, model, learning)
         if config.adapter_spec is not None:

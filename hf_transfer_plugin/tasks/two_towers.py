@@ -48,18 +48,30 @@ class TwoTowerCollator:
             `dict[str, Any]`: What the model reads, and as `labels` the column of each picture's own caption; of equal
             captions in a batch, the first.
         """
-        texts = [row["text"] for row in rows] if "text" in rows[0] else list(self.captions)
+        captioned = self.has_entry_for_each(rows)
+        texts = [row["text"] for row in rows] if captioned else list(self.captions)
         # The pictures first: Trainer counts the rows of a batch by its first tensor.
         pictures = [name for name in rows[0] if name not in ("text", "labels")]
         batch = {name: torch.stack([torch.as_tensor(row[name]) for row in rows]) for name in pictures}
         padding = "max_length" if self.whole else "longest"
         batch |= self.tokenizer(texts, padding=padding, truncation=True, return_tensors="pt")
-        if "text" in rows[0]:
+        if captioned:
             places = {text: place for place, text in reversed(list(enumerate(texts)))}
             batch["labels"] = torch.tensor([places[text] for text in texts])
         elif "labels" in rows[0]:
             batch["labels"] = torch.tensor([row["labels"] for row in rows])
         return batch
+
+    def has_entry_for_each(self, rows: Sequence[Mapping[str, Any]]) -> bool:
+        """
+        Args:
+            rows (`Sequence[Mapping]`):
+                Prepared rows.
+
+        Returns:
+            `bool`: Whether there is a text for each picture, as in training, instead of one for each class.
+        """
+        return "text" in rows[0]
 
 
 def collator(processor: Any, data: TaskData) -> TwoTowerCollator:
