@@ -13,10 +13,12 @@ import chat
 import image_input
 import mask_input
 import question_input
+import row_input
 import search_input
 import tags
 import text_input
 import writing
+import zero_shot_input
 from answering import Demo
 from limits import MAX_UPLOAD, MAX_WAITING, BodyLimit
 from loading import EMBEDDER, DemoError, Settings, load
@@ -28,12 +30,26 @@ SEQ2SEQ, CAUSAL = "AutoModelForSeq2SeqLM", "AutoModelForCausalLM"
 SEEN = (image_input.inputs, image_input.check, image_input.read, image_input.ask)
 IMAGES: dict[str, Any] = {"limit": image_input.LIMIT, "processor": "AutoImageProcessor"}
 BOXES = (text_input.inputs, text_input.check)
+READ_ROW = (row_input.inputs, row_input.check, text_input.read, text_input.ask)
 READ_TEXT = (*BOXES, text_input.read, text_input.ask)
 WRITE = (*BOXES, writing.read_prompted, writing.ask)
+ZERO_SHOT = Demo(
+    "AutoModelForZeroShotImageClassification",
+    "classify",
+    "Classify",
+    zero_shot_input.inputs,
+    zero_shot_input.check,
+    zero_shot_input.read,
+    zero_shot_input.ask,
+    zero_shot_input.outputs,
+    zero_shot_input.show,
+    zero_shot_input.LIMIT,
+    processor="AutoProcessor",
+)
 SEER, HEARER = "AutoModelForImageClassification", "AutoModelForAudioClassification"
 HEARD = (audio_input.inputs, audio_input.check, audio_input.read)
 TOLD_BY_SOUND: dict[str, Any] = {"limit": audio_input.LIMIT, "processor": "AutoFeatureExtractor"}
-TASKS = {  # (task, problem type, or "messages" where they are what is asked) -> demo
+TASKS = {  # (task, problem type, of a table after "row: ", or "messages" where they are what is asked) -> demo
     ("text-classification", "single_label_classification"): Demo(
         CLASSIFIER, "classify", "Classify", *READ_TEXT, text_input.one_label, text_input.softmax
     ),
@@ -42,6 +58,15 @@ TASKS = {  # (task, problem type, or "messages" where they are what is asked) ->
     ),
     ("text-classification", "regression"): Demo(
         CLASSIFIER, "predict_value", "Predict", *READ_TEXT, text_input.number, text_input.value
+    ),
+    ("text-classification", "row: single_label_classification"): Demo(
+        CLASSIFIER, "classify", "Classify", *READ_ROW, text_input.one_label, text_input.softmax, row_input.LIMIT
+    ),
+    ("text-classification", "row: multi_label_classification"): Demo(
+        CLASSIFIER, "classify", "Classify", *READ_ROW, text_input.many_labels, text_input.sigmoid, row_input.LIMIT
+    ),
+    ("text-classification", "row: regression"): Demo(
+        CLASSIFIER, "predict_value", "Predict", *READ_ROW, text_input.number, text_input.value, row_input.LIMIT
     ),
     ("image-classification", "single_label_classification"): Demo(
         SEER, "classify", "Classify", *SEEN, text_input.one_label, text_input.softmax, **IMAGES
@@ -93,6 +118,8 @@ TASKS = {  # (task, problem type, or "messages" where they are what is asked) ->
         audio_input.LIMIT,
         processor="AutoProcessor",
     ),
+    ("zero-shot-image-classification", "single_label_classification"): ZERO_SHOT,
+    ("zero-shot-image-classification", ""): ZERO_SHOT,
     ("token-classification", ""): Demo(
         "AutoModelForTokenClassification",
         "tag",

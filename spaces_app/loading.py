@@ -24,11 +24,13 @@ from transformers.utils.peft_utils import find_adapter_config_file
 # Their figures were measured with as many tokens as in training; more would be something else.
 AS_TRAINED = {"question-answering", "summarization", "translation"}
 WITH_OFFSETS = {"token-classification", "question-answering"}
+NAMED = "zero-shot-image-classification"  # whose classes are given with each image
 EMBEDDER = "SentenceTransformer"
 OTHER_HEADS = {
     "ForCausalLM": ("LMHeadModel",),
     "ForSeq2SeqLM": ("ForConditionalGeneration", "MTModel"),
     "ForSpeechSeq2Seq": ("ForConditionalGeneration",),
+    "ForZeroShotImageClassification": ("Model",),
 }
 
 
@@ -85,8 +87,11 @@ class Settings:
     def form(self) -> str:
         """
         Returns:
-            `str`: The problem type, or `"messages"` where they are what is asked.
+            `str`: The problem type, after `"row: "` where rows of a table are read, or `"messages"` where they are
+            what is asked.
         """
+        if "feature_columns" in self.options:
+            return f"row: {self.problem_type}"
         return self.problem_type or ("messages" if self.inputs == ["messages"] else "")
 
     @classmethod
@@ -193,7 +198,7 @@ def _check(settings: Settings, model: str, loaded: Loaded) -> None:
     """Raises `DemoError` where the model cannot answer what the page asks."""
     config, outputs = loaded.model.config, max(len(settings.class_names), 1)
     kind = settings.problem_type
-    if (kind or settings.class_names) and (
+    if settings.task != NAMED and (kind or settings.class_names) and (
         config.num_labels != outputs or (kind and (config.problem_type or kind) != kind)
     ):
         raise DemoError(
@@ -223,6 +228,9 @@ def _auto(name: str, config: Any) -> Any:
     # Of models that hear, some give a character for each moment instead of writing.
     if name == "AutoModelForSpeechSeq2Seq" and type(config) not in getattr(transformers, name)._model_mapping:
         name = "AutoModelForCTC"
+    # Two towers of any models have no auto class of their own.
+    if name == "AutoModelForZeroShotImageClassification" and config.model_type == "vision-text-dual-encoder":
+        name = "AutoModel"
     return getattr(transformers, name)
 
 
@@ -315,6 +323,8 @@ def _answers(own: list[str], info: dict[str, Any], settings: Settings) -> bool:
     """Whether a checkpoint brought its own output layer, for these classes."""
     if info["missing_keys"] or info["mismatched_keys"]:
         return False
+    if settings.task == NAMED:
+        return True
     if not settings.class_names:
         return len(own) == 1 or not settings.problem_type
     return [str(name).casefold() for name in own] == [name.casefold() for name in settings.class_names]

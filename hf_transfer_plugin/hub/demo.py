@@ -20,7 +20,9 @@ from hf_transfer_plugin._optional import require
 from hf_transfer_plugin.hub.adapter_facts import ADAPTER
 from hf_transfer_plugin.hub.card import MEASURES, TEMPLATES, escape
 from hf_transfer_plugin.hub.facts import baseline_rows
+from hf_transfer_plugin.hub.media_snippets import candidates
 from hf_transfer_plugin.hub.samples import with_files
+from hf_transfer_plugin.hub.table_rows import choices_of, examples_of, inputs_of, is_table, literal
 from hf_transfer_plugin.record import TransferRecord, write_atomically
 
 SPACE = TEMPLATES / "space"
@@ -35,10 +37,15 @@ OWN_PINS = {
     "automatic-speech-recognition": SOUND_PINS,
 }
 CLASSES, NUMBER = ("a text one of its classes", "classify"), ("a text a number", "predict_value")
+ROW_CLASSES = ("a row of a table one of its classes", "classify")
+NAMED = ("an image one of the names you type", "classify")
 SPACE_TASKS = {  # (task, problem type or "messages") -> what the demo gives, and its call; the app has the same keys
     ("text-classification", "single_label_classification"): CLASSES,
     ("text-classification", "multi_label_classification"): CLASSES,
     ("text-classification", "regression"): NUMBER,
+    ("text-classification", "row: single_label_classification"): ROW_CLASSES,
+    ("text-classification", "row: multi_label_classification"): ROW_CLASSES,
+    ("text-classification", "row: regression"): ("a row of a table a number", "predict_value"),
     ("token-classification", ""): ("the words of a text labels", "tag"),
     ("question-answering", ""): ("a question its answer", "answer_question"),
     ("summarization", ""): ("a text its summary", "summarize"),
@@ -54,6 +61,8 @@ SPACE_TASKS = {  # (task, problem type or "messages") -> what the demo gives, an
     ("audio-classification", "multi_label_classification"): ("a sound one of its classes", "classify"),
     ("audio-classification", "regression"): ("a sound a number", "predict_value"),
     ("automatic-speech-recognition", ""): ("speech its text", "transcribe"),
+    ("zero-shot-image-classification", "single_label_classification"): NAMED,
+    ("zero-shot-image-classification", ""): NAMED,
 }
 SENT = {
     "text": "a text",
@@ -62,6 +71,7 @@ SENT = {
     "context": "a text",
     "messages": "hello",
     "corpus": "one text\\nanother text",
+    "candidates": "one name\\nanother name",
 }
 SENT_FILES = {"image": "picture.jpg", "audio": "sound.wav"}
 EXAMPLES = 8
@@ -217,13 +227,15 @@ def _settings(record: TransferRecord, model: str, title: str | None) -> dict[str
             {k: v for k, v in row.items() if k in {*inputs, "label"}} for row in _examples(record)[:EXAMPLES]
         ],
         "facts": _facts(record),
-        "options": record.options,
+        "options": record.options | ({"feature_choices": choices_of(record)} if is_table(record) else {}),
         "adapter": {k: v for k, v in (record.adapter or {}).items() if k in ("name", "base_precision") and v},
     }
 
 
 def _inputs(record: TransferRecord) -> list[str]:
     columns = record.dataset.get("columns", {})
+    if is_table(record):
+        return inputs_of(record)
     if record.task == "text-generation" and (record.options.get("chat") or "messages" in columns):
         return ["messages"]
     if record.task == "question-answering":
@@ -232,6 +244,8 @@ def _inputs(record: TransferRecord) -> list[str]:
         return ["text", "corpus"]
     if record.task == "image-classification":
         return ["image"]
+    if record.task == "zero-shot-image-classification":
+        return ["image", "candidates"]
     if record.task in {"audio-classification", "automatic-speech-recognition"}:
         return ["audio"]
     pair = record.task == "text-classification" and "text_pair" in columns
@@ -240,6 +254,11 @@ def _inputs(record: TransferRecord) -> list[str]:
 
 def _examples(record: TransferRecord) -> list[dict[str, Any]]:
     """Rows to try the model on; of a search each query with the second texts of all rows, one a line."""
+    if is_table(record):
+        return examples_of(record)
+    if record.task == "zero-shot-image-classification":
+        names = "\n".join(candidates(record))
+        return [{"label": row.get("text", ""), **row, "candidates": names} for row in record.examples]
     if record.task != "sentence-similarity":
         return record.examples
     texts = (" ".join(str(row.get("text_pair") or row["text"]).split()) for row in record.examples)
@@ -248,6 +267,8 @@ def _examples(record: TransferRecord) -> list[dict[str, Any]]:
 
 
 def _key(record: TransferRecord) -> tuple[str, str]:
+    if is_table(record):
+        return record.task, f"row: {record.problem_type}"
     return record.task, record.problem_type or ("messages" if _inputs(record) == ["messages"] else "")
 
 
@@ -275,6 +296,18 @@ def _requirements(record: TransferRecord) -> str:
     return "".join(f"{name}=={released.get(name, pin)}\n" for name, pin in pins.items())
 
 
+def _arguments(record: TransferRecord, settings: dict[str, Any]) -> str:
+    """What the README sends, as Python writes it."""
+    if is_table(record):
+        row = (settings["examples"] or [{}])[0]
+        return ", ".join(literal(row.get(name)) for name in settings["inputs"])
+    sent = SENT | {"text": "a text with one [MASK]"} if record.task == "fill-mask" else SENT
+    return ", ".join(
+        f'handle_file("{SENT_FILES[name]}")' if name in SENT_FILES else f'"{sent[name]}"'
+        for name in settings["inputs"]
+    )
+
+
 def _readme(record: TransferRecord, settings: dict[str, Any]) -> str:
     environment = Environment(
         loader=FileSystemLoader(SPACE),
@@ -285,15 +318,11 @@ def _readme(record: TransferRecord, settings: dict[str, Any]) -> str:
     )
     environment.filters["text"] = escape
     gives, api_name = SPACE_TASKS[_key(record)]
-    sent = SENT | {"text": "a text with one [MASK]"} if record.task == "fill-mask" else SENT
     body = environment.get_template("README.md").render(
         **{key: settings[key] for key in ("title", "model", "base_model")},
         gradio=GRADIO_VERSION,
         api_name=api_name,
-        arguments=", ".join(
-            f'handle_file("{SENT_FILES[name]}")' if name in SENT_FILES else f'"{sent[name]}"'
-            for name in settings["inputs"]
-        ),
+        arguments=_arguments(record, settings),
         files=any(name in SENT_FILES for name in settings["inputs"]),
     )
     local = record.dataset.get("local", True)

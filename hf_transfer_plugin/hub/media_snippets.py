@@ -14,11 +14,23 @@ sound = {{"raw": soxr.resample(samples.mean(1), rate, wanted), "sampling_rate": 
 {ask}"""
 
 
+def candidates(record: TransferRecord) -> list[str]:
+    """
+    Args:
+        record (`TransferRecord`):
+            The record of a model that chooses among names.
+
+    Returns:
+        `list[str]`: Names to choose from: its classes, or captions of its examples.
+    """
+    return record.class_names or list(dict.fromkeys(str(row["text"]) for row in record.examples if "text" in row))
+
+
 def look(record: TransferRecord, source: Source) -> str:
     """
     Args:
         record (`TransferRecord`):
-            The record of an image classifier.
+            The record of a model that classifies images.
         source (`Source`):
             Where the model is loaded from.
 
@@ -28,6 +40,15 @@ def look(record: TransferRecord, source: Source) -> str:
     given, name = next((row["image"] for row in record.examples if "image" in row), "picture.jpg"), source.name[1:-1]
     fetched = given != "picture.jpg" and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)
     file = f"https://huggingface.co/{name}/resolve/main/{given}" if fetched else given
+    if record.task == "zero-shot-image-classification":
+        dual = record.model_class == "VisionTextDualEncoderModel"
+        kind = "AutoModel" if dual else "AutoModelForZeroShotImageClassification"
+        template = record.options.get("caption_template", "{label}").replace("{label}", "{}")
+        names = quoted(candidates(record) or ["one name", "another name"])
+        return (
+            f"{_media_pipeline(record, source, 'classify', kind)}names = {names}\n"
+            f"print(classify({quoted(file)}, candidate_labels=names, hypothesis_template={quoted(template)}))"
+        )
     start = _media_pipeline(record, source, "classify", "AutoModelForImageClassification")
     return f"{start}print(classify({quoted(file)}, top_k=None))"
 
@@ -72,10 +93,10 @@ def _media_pipeline(record: TransferRecord, source: Source, call: str, kind: str
     if not source.adapter:
         return PIPELINE.format(call=call, task=quoted(record.task), name=source.name, extra="")
     model, peft, own = model_lines(record, source, kind)
-    image = record.task == "image-classification"
+    image = record.task.endswith("image-classification")
     auto, part = ("AutoImageProcessor", "image_processor") if image else ("AutoFeatureExtractor", "feature_extractor")
     parts, names, given = [f"{part} = {auto}.from_pretrained({source.name})"], [auto], f"{part}={part}"
-    if record.task == "automatic-speech-recognition":
+    if record.task in ("automatic-speech-recognition", "zero-shot-image-classification"):
         parts.append(f"tokenizer = AutoTokenizer.from_pretrained({source.name})")
         names, given = [*names, "AutoTokenizer"], f"{given}, tokenizer=tokenizer"
     imports = sorted([*names, *own, "pipeline"], key=lambda one: (one.islower(), one))
