@@ -40,7 +40,7 @@ CHOSEN = {
     "MobileNetV2ForImageClassification": LARGEST,
     "CLIPForImageClassification": LARGEST,
     "SegformerForSemanticSegmentation": "",
-    "DetrForObjectDetection": TOWERS,
+    "DetrForObjectDetection": "detector",
     "YolosForObjectDetection": LARGEST,
     "ASTForAudioClassification": LARGEST,
     "Wav2Vec2ForSequenceClassification": LARGEST,

@@ -147,6 +147,10 @@ INPUTS = {
     "translation": ([*PAIRS[0], "no"], [*PAIRS[1], "yes"]),
     "word_error_rate": ([*PAIRS[0], "no"], [*PAIRS[1], "yes"]),
     "character_error_rate": ([*PAIRS[0], "no"], [*PAIRS[1], "yes"]),
+    "mean_average_precision": (
+        [{"boxes": [[0, 0, 8, 8]], "scores": [0.9], "labels": [0]}, *[{"boxes": [], "scores": [], "labels": []}] * 2],
+        [{"boxes": [[0, 0, 8, 8]], "labels": [0]}, *[{"boxes": [[1, 1, 5, 5]], "labels": [0]}] * 2],
+    ),
     "mean_iou": ([[[0, 1]], [[1, 1]], [[0, 0]]], [[[0, 0]], [[1, 255]], [[0, 1]]]),
     **dict.fromkeys(("ndcg", "mrr", "retrieval_recall"), RANKED),
 }

@@ -48,6 +48,7 @@ TASK_NAMES = (
     "sentence-similarity",
     "image-classification",
     "image-segmentation",
+    "object-detection",
     "audio-classification",
     "automatic-speech-recognition",
     "zero-shot-image-classification",

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from hf_transfer_plugin.layers.detectors import detector_layer_groups
 from hf_transfer_plugin.layers.groups import LayerGroup, LayerGroups, check_patterns
 from hf_transfer_plugin.layers.naming import (
     beneath_adapters,
@@ -32,7 +33,8 @@ def discover_layer_groups(
     """
     Divides the parameters of a model into ordered layer groups: embeddings, one group a block, head.
 
-    Tried in this order: the user's patterns; what a model of timm states itself (`group_matcher`); family rules
+    Tried in this order: the user's patterns; what a model of timm states itself (`group_matcher`); the parts of a
+    detector (backbone, encoder, decoder, head); family rules
     (encoder-decoder, towers, stages, shared weights); the largest list of same-class modules; `embeddings`, `body`,
     `head`. The towers of a multimodal model follow one another, the language model last; the groups are unverified
     until a batch has run them all. A forward pass on dummy inputs checks that the blocks run in the order found. It
@@ -71,7 +73,7 @@ def discover_layer_groups(
     inner, prefix = beneath_adapters(model)
     if prefix:
         return _over_adapters(discover_layer_groups(inner, inputs=inputs), model, prefix)
-    stated = timm_layer_groups(model, inputs)
+    stated = timm_layer_groups(model, inputs) or detector_layer_groups(model, inputs)
     if stated is not None:
         return stated
     stacks = find_stacks(model)

@@ -10,6 +10,7 @@ from hf_transfer_plugin.metrics.classes import (
     RegressionError,
     macro_f1,
 )
+from hf_transfer_plugin.metrics.detection import MeanAveragePrecision, average_precision, match_boxes
 from hf_transfer_plugin.metrics.intervals import bootstrap_interval
 from hf_transfer_plugin.metrics.retrieval import (
     MRR,
@@ -39,6 +40,7 @@ METRICS = {
         Translation,
         WordErrorRate,
         CharacterErrorRate,
+        MeanAveragePrecision,
         NDCG,
         MRR,
         RetrievalRecall,
@@ -57,6 +59,7 @@ __all__ = [
     "CharacterErrorRate",
     "ConfusionMatrix",
     "EntityF1",
+    "MeanAveragePrecision",
     "MeanIou",
     "Precision",
     "Recall",
@@ -67,6 +70,7 @@ __all__ = [
     "SquadScore",
     "Translation",
     "WordErrorRate",
+    "average_precision",
     "bootstrap_interval",
     "calibration",
     "class_ious",
@@ -76,6 +80,7 @@ __all__ = [
     "error_rate",
     "macro_f1",
     "map_scores",
+    "match_boxes",
     "normalized",
     "perplexity",
     "pixel_counts",

@@ -7,6 +7,7 @@ from hf_transfer_plugin.tasks.fill_mask import FILL_MASK
 from hf_transfer_plugin.tasks.image_classification import IMAGE_CLASSIFICATION
 from hf_transfer_plugin.tasks.image_segmentation import IMAGE_SEGMENTATION
 from hf_transfer_plugin.tasks.loading import load_splits
+from hf_transfer_plugin.tasks.object_detection import OBJECT_DETECTION
 from hf_transfer_plugin.tasks.question_answering import QUESTION_ANSWERING
 from hf_transfer_plugin.tasks.sentence_similarity import SENTENCE_SIMILARITY
 from hf_transfer_plugin.tasks.speech import SPEECH_RECOGNITION
@@ -30,6 +31,7 @@ TASKS: dict[str, Task] = {
         SENTENCE_SIMILARITY,
         IMAGE_CLASSIFICATION,
         IMAGE_SEGMENTATION,
+        OBJECT_DETECTION,
         TWO_TOWERS,
     )
 }

@@ -171,9 +171,9 @@ def as_corners(boxes: np.ndarray, sizes: np.ndarray, box_format: str) -> np.ndar
 
 def _faults(corners: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Which boxes are empty or turned round, and which lie outside by more than rounding."""
-    empty = (corners[:, 2:] <= corners[:, :2]).any(1)
-    outside = (corners[:, :2] < -TOLERANCE).any(1) | (corners[:, 2:] > sizes + TOLERANCE).any(1)
-    return empty, outside
+    empty = np.any(corners[:, 2:] <= corners[:, :2], axis=1)
+    outside = np.any(corners[:, :2] < -TOLERANCE, axis=1) | np.any(corners[:, 2:] > sizes + TOLERANCE, axis=1)
+    return np.asarray(empty), np.asarray(outside)
 
 
 def check_boxes(
