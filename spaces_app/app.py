@@ -10,11 +10,13 @@ from typing import Any
 
 import audio_input
 import chat
+import detection_input
 import image_input
 import mask_input
 import question_input
 import row_input
 import search_input
+import segmentation_input
 import tags
 import text_input
 import writing
@@ -76,6 +78,29 @@ TASKS = {  # (task, problem type, of a table after "row: ", or "messages" where 
     ),
     ("image-classification", "regression"): Demo(
         SEER, "predict_value", "Predict", *SEEN, text_input.number, text_input.value, **IMAGES
+    ),
+    ("image-segmentation", ""): Demo(
+        "AutoModelForSemanticSegmentation",
+        "segment",
+        "Segment",
+        *SEEN[:3],
+        segmentation_input.ask,
+        segmentation_input.outputs,
+        segmentation_input.show,
+        **IMAGES | {"limit": segmentation_input.LIMIT},
+    ),
+    ("object-detection", ""): Demo(
+        "AutoModelForObjectDetection",
+        "detect",
+        "Find",
+        detection_input.inputs,
+        detection_input.check,
+        detection_input.read,
+        detection_input.ask,
+        detection_input.outputs,
+        detection_input.show,
+        detection_input.LIMIT,
+        processor="AutoImageProcessor",
     ),
     ("audio-classification", "single_label_classification"): Demo(
         HEARER,

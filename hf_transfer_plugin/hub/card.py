@@ -27,7 +27,7 @@ from hf_transfer_plugin.hub.facts import (
     overlong_words,
     phase_rows,
 )
-from hf_transfer_plugin.hub.media_facts import media_words
+from hf_transfer_plugin.hub.media_facts import WORST, media_words, sample_words
 from hf_transfer_plugin.hub.samples import SampleFile, with_files
 from hf_transfer_plugin.hub.snippets import getting_started
 from hf_transfer_plugin.hub.table_rows import FEATURES, table_words, verdict
@@ -174,6 +174,8 @@ def render_card(
         calibration=calibration_words(record),
         errors=answer_table(record.errors, _error_columns(record)),
         samples=answer_table(record.samples, SAMPLES),
+        worst=WORST.get(record.task),
+        sampled=sample_words(record),
         overlong=overlong_words(record),
         media=[*media_words(record), *table_words(record)],
         verdict=verdict(record),
@@ -228,6 +230,8 @@ def _error_columns(record: TransferRecord) -> dict[str, str]:
         return {"text_pair": "other text", "label": "right", "prediction": "found first", "score": "similarity"}
     if record.task == "zero-shot-image-classification" and not record.class_names:
         return {"label": "own caption", "prediction": "found first", "score": "similarity"}
+    if record.task == "image-segmentation":
+        return {"label": "mask", "prediction": "answer", "score": "mean IoU"}
     score = "off by" if record.problem_type == "regression" else "confidence"
     return {"label": "given label", "prediction": "answer", "score": score}
 

@@ -57,6 +57,8 @@ SPACE_TASKS = {  # (task, problem type or "messages") -> what the demo gives, an
     ("image-classification", "single_label_classification"): ("an image one of its classes", "classify"),
     ("image-classification", "multi_label_classification"): ("an image one of its classes", "classify"),
     ("image-classification", "regression"): ("an image a number", "predict_value"),
+    ("image-segmentation", ""): ("each pixel of an image its class", "segment"),
+    ("object-detection", ""): ("an image boxes around what it shows", "detect"),
     ("audio-classification", "single_label_classification"): ("a sound one of its classes", "classify"),
     ("audio-classification", "multi_label_classification"): ("a sound one of its classes", "classify"),
     ("audio-classification", "regression"): ("a sound a number", "predict_value"),
@@ -242,10 +244,12 @@ def _inputs(record: TransferRecord) -> list[str]:
         return ["question", "context"]
     if record.task == "sentence-similarity":
         return ["text", "corpus"]
-    if record.task == "image-classification":
+    if record.task in {"image-classification", "image-segmentation"}:
         return ["image"]
     if record.task == "zero-shot-image-classification":
         return ["image", "candidates"]
+    if record.task == "object-detection":
+        return ["image", "threshold"]
     if record.task in {"audio-classification", "automatic-speech-recognition"}:
         return ["audio"]
     pair = record.task == "text-classification" and "text_pair" in columns
@@ -256,6 +260,8 @@ def _examples(record: TransferRecord) -> list[dict[str, Any]]:
     """Rows to try the model on; of a search each query with the second texts of all rows, one a line."""
     if is_table(record):
         return examples_of(record)
+    if record.task == "object-detection":
+        return [{**row, "threshold": record.options.get("score_threshold", SENT["threshold"])} for row in record.examples]
     if record.task == "zero-shot-image-classification":
         names = "\n".join(candidates(record))
         return [{"label": row.get("text", ""), **row, "candidates": names} for row in record.examples]

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from hf_transfer_plugin.hub.media_facts import COUNTED, MEDIA_LIMITS
 from hf_transfer_plugin.hub.samples import SampleFile
 from hf_transfer_plugin.hub.table_rows import is_table, table_limits
 from hf_transfer_plugin.record import TransferRecord
@@ -45,23 +46,8 @@ LIMITS = {
         "It finds what is most similar, also where nothing fits: look at the similarity before you rely on the first "
         "place."
     ),
-    "audio-classification": (
-        "It hears voices, rooms and microphones as well as what is said or sounds, and may answer by these on "
-        "recordings made otherwise."
-    ),
-    "automatic-speech-recognition": (
-        "It writes something for every sound, noise and silence too, and can write words that nobody said. Names, "
-        "numbers and voices unlike those that it learned from it hears worst."
-    ),
-    "image-classification": (
-        "It knows pictures like those that it learned from: another camera, light, angle or background can change its "
-        "answer."
-    ),
-    "zero-shot-image-classification": (
-        "It chooses among the names that it is given, and another wording of the same names can change its answer. "
-        "What it was not trained on, here or before, it knows badly by any name."
-    ),
     "fill-mask": "It guesses what fits the words around a gap, which says nothing of whether the sentence is true.",
+    **MEDIA_LIMITS,
 }
 CALIBRATED = 0.01
 ANSWERED = ("label", "prediction", "score")
@@ -308,6 +294,8 @@ def _class_limits(record: TransferRecord) -> list[str]:
         return [f"It gives every word one of its {count} tags and nothing else, also where none fits."]
     if record.task == "zero-shot-image-classification":
         return [f"The figures hold for choices among its {count} classes; other names can be given to choose from."]
+    if record.task == "image-segmentation":
+        return [f"It gives every pixel one of its {count} classes and nothing else, also where none fits."]
     kind = "any of" if record.problem_type == "multi_label_classification" else "one of"
     return [f"It answers with {kind} its {count} classes and nothing else, also where none fits."]
 
@@ -325,7 +313,7 @@ def class_tables(record: TransferRecord) -> list[tuple[str, str, dict[str, dict[
         by name.
     """
     if record.task != "token-classification":
-        return [("class", "rows", record.per_class)] if record.per_class else []
+        return [("class", COUNTED.get(record.task, "rows"), record.per_class)] if record.per_class else []
     tags = {name: values for name, values in record.per_class.items() if name in record.class_names}
     spans = {name: values for name, values in record.per_class.items() if name not in tags}
     return [one for one in (("entity", "entities", spans), ("tag", "words", tags)) if one[2]]

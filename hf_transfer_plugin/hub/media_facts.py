@@ -4,6 +4,51 @@ from collections.abc import Mapping
 
 from hf_transfer_plugin.record import TransferRecord
 
+MEDIA_LIMITS = {
+    "audio-classification": (
+        "It hears voices, rooms and microphones as well as what is said or sounds, and may answer by these on "
+        "recordings made otherwise."
+    ),
+    "automatic-speech-recognition": (
+        "It writes something for every sound, noise and silence too, and can write words that nobody said. Names, "
+        "numbers and voices unlike those that it learned from it hears worst."
+    ),
+    "image-classification": (
+        "It knows pictures like those that it learned from: another camera, light, angle or background can change its "
+        "answer."
+    ),
+    "zero-shot-image-classification": (
+        "It chooses among the names that it is given, and another wording of the same names can change its answer. "
+        "What it was not trained on, here or before, it knows badly by any name."
+    ),
+    "image-segmentation": (
+        "It knows pictures like those that it learned from. It reads every picture at one size, and draws badly "
+        "what is small or thin in a large one."
+    ),
+}
+COUNTED = {"image-segmentation": "pixels"}  # task -> what the figures of a class are of, where not of rows
+WORST = {"image-segmentation": "Worst pictures"}  # task -> heading of the errors, where the model tells no confidence
+SAMPLED = {"image-segmentation": "the mask and the model's answer, drawn over the picture"}
+MASKS = {
+    "numbers-from-1": "In the masks 0 is not labelled, and class by class the values begin with 1.",
+    "0-and-255": "In the masks 0 is the first class and 255 the second.",
+}
+
+
+def sample_words(record: TransferRecord) -> str:
+    """
+    Args:
+        record (`TransferRecord`):
+            The record.
+
+    Returns:
+        `str`: What stands in the columns of its samples, and in which colours.
+    """
+    colours: Mapping[str, str] = record.dataset.get("colours") or {}
+    told = ", ".join(f"{name} in {colour}" for name, colour in colours.items())
+    found = SAMPLED.get(record.task, "what was wanted and what the model wrote")
+    return f"{found}: {told}" if told else found
+
 
 def media_words(record: TransferRecord) -> list[str]:
     """
@@ -26,6 +71,17 @@ def media_words(record: TransferRecord) -> list[str]:
     if modes:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(modes.items(), key=lambda one: -one[1]))
         found.append(f"The images, by their colours as Pillow names them: {kinds}. All are read as RGB.")
+    if "read_size" in data:
+        width, height = data["read_size"]
+        found.append(
+            f"Pictures and masks are read, and the figures measured, at {width} x {height} pixels, whatever their "
+            "size."
+        )
+    found += [MASKS[values] for values in [record.options.get("mask_values")] if values in MASKS]
+    bare: Mapping[str, int] = data.get("unlabelled") or {}
+    if bare:
+        counts = ", ".join(f"{count:,} of {split}" for split, count in bare.items())
+        found.append(f"Rows whose masks label no pixel and were left out: {counts}.")
     told = {
         "skipped": "could not be opened and were left out",
         "too_long": "were longer and were left out",

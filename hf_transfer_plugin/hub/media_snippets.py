@@ -6,6 +6,10 @@ import re
 from hf_transfer_plugin.hub.snippet_loading import PIPELINE, Source, model_lines, quoted
 from hf_transfer_plugin.record import TransferRecord
 
+SEGMENTING = """\
+{start}for part in segment({file}):
+    mask = part["mask"]  # as large as the picture: 255 where it shows this class, else 0
+    print(part["label"], f"{{mask.histogram()[255] / (mask.width * mask.height):.1%}}")"""
 HEARING = """\
 {imports}
 samples, rate = soundfile.read({file}, dtype="float32", always_2d=True)
@@ -37,9 +41,7 @@ def look(record: TransferRecord, source: Source) -> str:
     Returns:
         `str`: Python.
     """
-    given, name = next((row["image"] for row in record.examples if "image" in row), "picture.jpg"), source.name[1:-1]
-    fetched = given != "picture.jpg" and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)
-    file = f"https://huggingface.co/{name}/resolve/main/{given}" if fetched else given
+    file = _picture(record, source)
     if record.task == "zero-shot-image-classification":
         dual = record.model_class == "VisionTextDualEncoderModel"
         kind = "AutoModel" if dual else "AutoModelForZeroShotImageClassification"
@@ -47,10 +49,32 @@ def look(record: TransferRecord, source: Source) -> str:
         names = quoted(candidates(record) or ["one name", "another name"])
         return (
             f"{_media_pipeline(record, source, 'classify', kind)}names = {names}\n"
-            f"print(classify({quoted(file)}, candidate_labels=names, hypothesis_template={quoted(template)}))"
+            f"print(classify({file}, candidate_labels=names, hypothesis_template={quoted(template)}))"
         )
     start = _media_pipeline(record, source, "classify", "AutoModelForImageClassification")
-    return f"{start}print(classify({quoted(file)}, top_k=None))"
+    return f"{start}print(classify({file}, top_k=None))"
+
+
+def _picture(record: TransferRecord, source: Source) -> str:
+    """The first example, quoted: on the Hub, or beside the card."""
+    given, name = next((row["image"] for row in record.examples if "image" in row), "picture.jpg"), source.name[1:-1]
+    fetched = given != "picture.jpg" and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)
+    return quoted(f"https://huggingface.co/{name}/resolve/main/{given}" if fetched else given)
+
+
+def segment(record: TransferRecord, source: Source) -> str:
+    """
+    Args:
+        record (`TransferRecord`):
+            The record of a model that gives every pixel a class.
+        source (`Source`):
+            Where the model is loaded from.
+
+    Returns:
+        `str`: Python.
+    """
+    start = _media_pipeline(record, source, "segment", "AutoModelForSemanticSegmentation")
+    return SEGMENTING.format(start=start, file=_picture(record, source))
 
 
 def hear(record: TransferRecord, source: Source) -> str:
@@ -93,7 +117,7 @@ def _media_pipeline(record: TransferRecord, source: Source, call: str, kind: str
     if not source.adapter:
         return PIPELINE.format(call=call, task=quoted(record.task), name=source.name, extra="")
     model, peft, own = model_lines(record, source, kind)
-    image = record.task.endswith("image-classification")
+    image = record.task not in ("audio-classification", "automatic-speech-recognition")
     auto, part = ("AutoImageProcessor", "image_processor") if image else ("AutoFeatureExtractor", "feature_extractor")
     parts, names, given = [f"{part} = {auto}.from_pretrained({source.name})"], [auto], f"{part}={part}"
     if record.task in ("automatic-speech-recognition", "zero-shot-image-classification"):

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from hf_transfer_plugin.hub.media_snippets import hear, look
+from hf_transfer_plugin.hub.media_snippets import hear, look, segment
 from hf_transfer_plugin.hub.snippet_loading import TEXT, Source, example, loading, pipeline, quoted
 from hf_transfer_plugin.hub.table_rows import asking, is_table
 from hf_transfer_plugin.record import TransferRecord
@@ -163,6 +163,7 @@ def _search(record: TransferRecord, source: Source) -> str:
 
 SNIPPETS = {
     "image-classification": look,
+    "image-segmentation": segment,
     "zero-shot-image-classification": look,
     "audio-classification": hear,
     "automatic-speech-recognition": hear,

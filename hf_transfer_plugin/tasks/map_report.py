@@ -97,8 +97,8 @@ def _shown(data: TaskData, outcome: Outcome, row: int, answer: np.ndarray, longe
     mask = classes_of(read_mask(given["label"]), data.options["mask_values"])
     return {
         "image": picture_uri(picture, longest),
-        "classes_in_the_mask": told_shares(counts[TRUE], data.class_names),
-        "classes_in_the_answer": told_shares(counts[ANSWERED], data.class_names),
+        "classes_in_the_mask": ", ".join(told_shares(counts[TRUE], data.class_names)),
+        "classes_in_the_answer": ", ".join(told_shares(counts[ANSWERED], data.class_names)),
         "label": picture_uri(drawn(picture, resized(mask, picture.size)), longest),
         "prediction": picture_uri(drawn(picture, resized(np.asarray(answer, np.uint8), picture.size)), longest),
     }
