@@ -186,8 +186,9 @@ def _days(value: str | None) -> float | None:
 
 def _encoded(first: Sequence[Any], second: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
     encoder = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=np.nan, max_categories=CATEGORIES)
-    column = np.array(first, dtype=object)[:, None]
-    return encoder.fit_transform(column), encoder.transform(np.array(second, dtype=object)[:, None])
+    # To the encoder None is a category like others, NaN is none.
+    known, new = ([[np.nan if value is None else value] for value in values] for values in (first, second))
+    return encoder.fit_transform(np.array(known, dtype=object)), encoder.transform(np.array(new, dtype=object))
 
 
 def _condensed(first: Sequence[Any], second: Sequence[Any], seed: int) -> tuple[np.ndarray, np.ndarray]:

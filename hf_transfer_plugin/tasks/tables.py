@@ -18,7 +18,7 @@ from hf_transfer_plugin.tasks.class_report import probabilities
 from hf_transfer_plugin.tasks.labels import SINGLE
 
 logger = logging.getLogger(__name__)
-ALL = "all"
+ALL, NOT_NAMED = "all", "not named"
 CHOICES = 20  # different values of a category, up to which they are listed
 FEWEST = 5  # rows outside the commonest label, below which nothing is said of leaks
 NEARLY_ONE = 0.9999
@@ -52,7 +52,7 @@ def choose_features(rows: Dataset, config: TransferConfig, label: str | None) ->
     _check_named(names, rows.column_names, label)
     fixed: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
     found = {name: fixed.get(name) or kind_of(rows, name) for name in names}
-    left_out: dict[str, str] = {}
+    left_out = {name: NOT_NAMED for name in rows.column_names if name not in (*names, label)}
     kinds = {name: kind for name, kind in found.items() if kind}
     for name in found.keys() - kinds.keys():
         if not every:
@@ -69,8 +69,10 @@ def choose_features(rows: Dataset, config: TransferConfig, label: str | None) ->
         left_out |= {n: "looks like an id" for n, k in kinds.items() if n not in left_out and _is_id(n, k, values[n])}
     kept = sorted((name for name in kinds if name not in left_out), key=lambda name: every and kinds[name] == "text")
     if not kept:
-        told = ", ".join(f"{name} ({why})" for name, why in left_out.items()) or "there is no other"
-        raise ValueError(f"`feature_columns` must leave a column beside the label to read, but none is left: {told}.")
+        told = ", ".join(f"{name} ({left_out[name]})" for name in rows.column_names if name in left_out)
+        raise ValueError(
+            f"`feature_columns` must leave a column beside the label to read, but none is left: {told or 'no other'}."
+        )
     choices = {name: sorted(set(values[name]) - {None}) for name in kept if kinds[name] == "category"}
     facts = {
         "left_out": {name: left_out[name] for name in rows.column_names if name in left_out},
@@ -215,8 +217,8 @@ def warn_of(facts: Mapping[str, Any]) -> None:
         facts (`Mapping[str, Any]`):
             `left_out`, `constant` and `leaks`.
     """
-    if facts["left_out"]:
-        told = ", ".join(f"{name} ({why})" for name, why in facts["left_out"].items())
+    told = ", ".join(f"{name} ({why})" for name, why in facts["left_out"].items() if why != NOT_NAMED)
+    if told:
         logger.warning("Columns that are not read: %s. To read one of them, name all in `feature_columns`.", told)
     if facts["constant"]:
         logger.warning("Columns with the same value in every training row: %s.", ", ".join(facts["constant"]))
