@@ -27,7 +27,7 @@ from hf_transfer_plugin.hub.facts import (
     overlong_words,
     phase_rows,
 )
-from hf_transfer_plugin.hub.media_facts import WORST, media_words, sample_words
+from hf_transfer_plugin.hub.media_facts import WORST, figure_words, media_words, sample_words
 from hf_transfer_plugin.hub.samples import SampleFile, with_files
 from hf_transfer_plugin.hub.snippets import getting_started
 from hf_transfer_plugin.hub.table_rows import FEATURES, table_words, verdict
@@ -63,6 +63,10 @@ MEASURES = {
     "rouge1": "ROUGE-1",
     "rouge2": "ROUGE-2",
     "rougeL": "ROUGE-L",
+    "map": "mAP",
+    "map_50": "mAP@50",
+    "map_75": "mAP@75",
+    "mar_100": "mAR@100",
     "wer": "Word error rate (lower is better)",
     "cer": "Character error rate (lower is better)",
     "wer_normalized": "Word error rate without case and punctuation",
@@ -171,6 +175,7 @@ def render_card(
         plots=[plot for plot in PLOTS if path is not None and (Path(path).parent / plot).is_file()],
         baselines=baseline_rows(record),
         tables=class_tables(record),
+        explained=figure_words(record),
         calibration=calibration_words(record),
         errors=answer_table(record.errors, _error_columns(record)),
         samples=answer_table(record.samples, SAMPLES),
@@ -232,6 +237,8 @@ def _error_columns(record: TransferRecord) -> dict[str, str]:
         return {"label": "own caption", "prediction": "found first", "score": "similarity"}
     if record.task == "image-segmentation":
         return {"label": "mask", "prediction": "answer", "score": "mean IoU"}
+    if record.task == "object-detection":
+        return {"label": "given", "prediction": "found"}
     score = "off by" if record.problem_type == "regression" else "confidence"
     return {"label": "given label", "prediction": "answer", "score": score}
 

@@ -76,6 +76,17 @@ SENT = {
     "candidates": "one name\\nanother name",
 }
 SENT_FILES = {"image": "picture.jpg", "audio": "sound.wav"}
+THRESHOLD = 0.5  # as in training, where the record has none
+BOXES = {  # task -> boxes of its page, where it is not a text alone
+    "question-answering": ("question", "context"),
+    "sentence-similarity": ("text", "corpus"),
+    "image-classification": ("image",),
+    "image-segmentation": ("image",),
+    "zero-shot-image-classification": ("image", "candidates"),
+    "object-detection": ("image", "threshold"),
+    "audio-classification": ("audio",),
+    "automatic-speech-recognition": ("audio",),
+}
 EXAMPLES = 8
 STOPPING = 10
 
@@ -240,18 +251,8 @@ def _inputs(record: TransferRecord) -> list[str]:
         return inputs_of(record)
     if record.task == "text-generation" and (record.options.get("chat") or "messages" in columns):
         return ["messages"]
-    if record.task == "question-answering":
-        return ["question", "context"]
-    if record.task == "sentence-similarity":
-        return ["text", "corpus"]
-    if record.task in {"image-classification", "image-segmentation"}:
-        return ["image"]
-    if record.task == "zero-shot-image-classification":
-        return ["image", "candidates"]
-    if record.task == "object-detection":
-        return ["image", "threshold"]
-    if record.task in {"audio-classification", "automatic-speech-recognition"}:
-        return ["audio"]
+    if record.task in BOXES:
+        return list(BOXES[record.task])
     pair = record.task == "text-classification" and "text_pair" in columns
     return ["text", "text_pair"] if pair else ["text"]
 
@@ -261,7 +262,7 @@ def _examples(record: TransferRecord) -> list[dict[str, Any]]:
     if is_table(record):
         return examples_of(record)
     if record.task == "object-detection":
-        return [{**row, "threshold": record.options.get("score_threshold", SENT["threshold"])} for row in record.examples]
+        return [{**row, "threshold": record.options.get("score_threshold", THRESHOLD)} for row in record.examples]
     if record.task == "zero-shot-image-classification":
         names = "\n".join(candidates(record))
         return [{"label": row.get("text", ""), **row, "candidates": names} for row in record.examples]
@@ -307,11 +308,10 @@ def _arguments(record: TransferRecord, settings: dict[str, Any]) -> str:
     if is_table(record):
         row = (settings["examples"] or [{}])[0]
         return ", ".join(literal(row.get(name)) for name in settings["inputs"])
-    sent = SENT | {"text": "a text with one [MASK]"} if record.task == "fill-mask" else SENT
-    return ", ".join(
-        f'handle_file("{SENT_FILES[name]}")' if name in SENT_FILES else f'"{sent[name]}"'
-        for name in settings["inputs"]
-    )
+    sent = {name: f'"{value}"' for name, value in SENT.items()} | {"threshold": str(THRESHOLD)}
+    sent |= {name: f'handle_file("{file}")' for name, file in SENT_FILES.items()}
+    sent |= {"text": '"a text with one [MASK]"'} if record.task == "fill-mask" else {}
+    return ", ".join(sent[name] for name in settings["inputs"])
 
 
 def _readme(record: TransferRecord, settings: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ FEW_ROWS = 300
 SHOWN = 320  # characters of a text in a table
 BASELINES = {  # name in the record -> words; also of the demo
     "majority": "commonest answer",
+    "mean_box": "commonest class in its mean place, in every picture",
     "linear_probe": "linear probe on frozen features",
     "gradient_boosting": "gradient boosting on the columns (scikit-learn)",
     "pretrained": "pretrained model, not trained further",
@@ -294,6 +295,8 @@ def _class_limits(record: TransferRecord) -> list[str]:
         return [f"It gives every word one of its {count} tags and nothing else, also where none fits."]
     if record.task == "zero-shot-image-classification":
         return [f"The figures hold for choices among its {count} classes; other names can be given to choose from."]
+    if record.task == "object-detection":
+        return [f"It finds {count} kinds of things and nothing else." if count > 1 else "It finds one kind of thing."]
     if record.task == "image-segmentation":
         return [f"It gives every pixel one of its {count} classes and nothing else, also where none fits."]
     kind = "any of" if record.problem_type == "multi_label_classification" else "one of"

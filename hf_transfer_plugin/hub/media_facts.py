@@ -21,14 +21,27 @@ MEDIA_LIMITS = {
         "It chooses among the names that it is given, and another wording of the same names can change its answer. "
         "What it was not trained on, here or before, it knows badly by any name."
     ),
+    "object-detection": (
+        "It knows pictures like those that it learned from, and misses first what is small, hidden or crowded. The "
+        "threshold of the score weighs what it misses against what it invents."
+    ),
     "image-segmentation": (
         "It knows pictures like those that it learned from. It reads every picture at one size, and draws badly "
         "what is small or thin in a large one."
     ),
 }
-COUNTED = {"image-segmentation": "pixels"}  # task -> what the figures of a class are of, where not of rows
-WORST = {"image-segmentation": "Worst pictures"}  # task -> heading of the errors, where the model tells no confidence
-SAMPLED = {"image-segmentation": "the mask and the model's answer, drawn over the picture"}
+# task -> what the figures of a class are of, where not of rows
+COUNTED = {"image-segmentation": "pixels", "object-detection": "objects"}
+# task -> heading of the errors, where the model tells no confidence
+WORST = {"image-segmentation": "Worst pictures", "object-detection": "Pictures with the most errors"}
+SAMPLED = {
+    "image-segmentation": "the mask and the model's answer, drawn over the picture",
+    "object-detection": "the picture with boxes that are right (green), invented (red) and missed (dashed, yellow)",
+}
+BOXES = {
+    "clipped_boxes": "reached out of their picture by a pixel at most, and were cut",
+    "crowds": "are around crowds, and were left out",
+}
 MASKS = {
     "numbers-from-1": "In the masks 0 is not labelled, and class by class the values begin with 1.",
     "0-and-255": "In the masks 0 is the first class and 255 the second.",
@@ -48,6 +61,24 @@ def sample_words(record: TransferRecord) -> str:
     told = ", ".join(f"{name} in {colour}" for name, colour in colours.items())
     found = SAMPLED.get(record.task, "what was wanted and what the model wrote")
     return f"{found}: {told}" if told else found
+
+
+def figure_words(record: TransferRecord) -> str:
+    """
+    Args:
+        record (`TransferRecord`):
+            The record.
+
+    Returns:
+        `str`: What the figures of its classes mean, where their names do not say it.
+    """
+    if record.task != "object-detection" or not record.per_class:
+        return ""
+    return (
+        "AP is the average precision over overlaps (intersection over union) of 0.5 to 0.95. Precision, recall and F1 "
+        f"are of boxes with a score above {record.options.get('score_threshold', 0.5):g}, which count as right where "
+        "they overlap a box of their class by 0.5 or more."
+    )
 
 
 def media_words(record: TransferRecord) -> list[str]:
@@ -87,10 +118,12 @@ def media_words(record: TransferRecord) -> list[str]:
         "too_long": "were longer and were left out",
         "cropped": "were longer, and only their beginning was read",
         "silent": "hold nothing but silence",
+        "without_objects": "show none of the objects",
     }
-    for name, words in told.items():
-        splits: Mapping[str, int] = data.get(name) or {}
-        if splits:
-            counts = ", ".join(f"{count:,} of {split}" for split, count in splits.items())
-            found.append(f"Files that {words}: {counts}.")
+    for kind, facts in (("Files", told), ("Boxes", BOXES)):
+        for name, words in facts.items():
+            splits: Mapping[str, int] = data.get(name) or {}
+            if splits:
+                counts = ", ".join(f"{count:,} of {split}" for split, count in splits.items())
+                found.append(f"{kind} that {words}: {counts}.")
     return found

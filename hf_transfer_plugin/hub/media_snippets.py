@@ -62,6 +62,23 @@ def _picture(record: TransferRecord, source: Source) -> str:
     return quoted(f"https://huggingface.co/{name}/resolve/main/{given}" if fetched else given)
 
 
+def detect(record: TransferRecord, source: Source) -> str:
+    """
+    Args:
+        record (`TransferRecord`):
+            The record of a model that finds objects.
+        source (`Source`):
+            Where the model is loaded from.
+
+    Returns:
+        `str`: Python.
+    """
+    start = _media_pipeline(record, source, "detect", "AutoModelForObjectDetection")
+    sure = float(record.options.get("score_threshold", 0.5))
+    ask = f"for found in detect({_picture(record, source)}, threshold={sure:g}):"
+    return f'{start}{ask}\n    print(found["label"], round(found["score"], 3), found["box"])'
+
+
 def segment(record: TransferRecord, source: Source) -> str:
     """
     Args:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from hf_transfer_plugin.hub.media_snippets import hear, look, segment
+from hf_transfer_plugin.hub.media_snippets import detect, hear, look, segment
 from hf_transfer_plugin.hub.snippet_loading import TEXT, Source, example, loading, pipeline, quoted
 from hf_transfer_plugin.hub.table_rows import asking, is_table
 from hf_transfer_plugin.record import TransferRecord
@@ -162,6 +162,7 @@ def _search(record: TransferRecord, source: Source) -> str:
 
 
 SNIPPETS = {
+    "object-detection": detect,
     "image-classification": look,
     "image-segmentation": segment,
     "zero-shot-image-classification": look,
