@@ -95,16 +95,17 @@ def measure_few(data: Path, output: Path) -> None:
             Folder of the run folders.
     """
     known = {(line["rows"], line["seed"]) for line in read_results()}
-    for rows, epochs in EPOCHS.items():
-        for seed in SEEDS:
-            if (rows, seed) in known:
-                continue
-            changes = {"num_train_epochs": str(epochs), "seed": str(seed), "eval_strategy": "no"}
-            changes |= {} if rows is None else {"max_train_samples": str(rows)}
-            folder = output / f"loans-{rows or 'all'}-{seed}"
-            record, command = train(data, folder, changes)
-            keep_line(rows, seed, record, command)
-            shutil.rmtree(folder)
+    # The long runs come last.
+    wanted = sorted(((rows, seed) for rows in EPOCHS for seed in SEEDS), key=lambda one: (one[0] is None, one[1]))
+    for rows, seed in wanted:
+        if (rows, seed) in known:
+            continue
+        changes = {"num_train_epochs": str(EPOCHS[rows]), "seed": str(seed), "eval_strategy": "no"}
+        changes |= {} if rows is None else {"max_train_samples": str(rows)}
+        folder = output / f"loans-{rows or 'all'}-{seed}"
+        record, command = train(data, folder, changes)
+        keep_line(rows, seed, record, command)
+        shutil.rmtree(folder)
 
 
 def keep_line(rows: int | None, seed: int, record: dict[str, Any], command: str) -> None:

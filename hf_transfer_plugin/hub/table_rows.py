@@ -31,7 +31,7 @@ def written(value):
 row = {{  # in this order; None where nothing is known
 {cells}}}
 text = "; ".join(f"{{' '.join(name.replace('_', ' ').split())}}: {{written(value)}}" for name, value in row.items())
-print(classify(text, top_k=None))"""
+print(classify(text, top_k=None, truncation=True))"""
 
 
 def is_table(record: TransferRecord) -> bool:
