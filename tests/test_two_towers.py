@@ -19,6 +19,7 @@ from hf_transfer_plugin.losses import ContrastiveLoss, sigmoid_losses, softmax_l
 from hf_transfer_plugin.recipes import evaluate_run, predict_run
 from hf_transfer_plugin.recipes.finetuning import make_trainer
 from hf_transfer_plugin.recipes.preparing import prepare
+from hf_transfer_plugin.recipes.zero_shot import measure_zero_shot
 from hf_transfer_plugin.tasks import Outcome
 from hf_transfer_plugin.tasks.caption_search import CaptionSearch
 from hf_transfer_plugin.tasks.two_towers import TWO_TOWERS
@@ -405,6 +406,43 @@ def test_the_temperature_is_cut_while_training(models, tmp_path):
     assert AutoModel.from_pretrained(tmp_path / "run").logit_scale.item() <= math.log(100) + 1e-6
 
 
+# A baseline of image classification
+
+
+def test_class_names_alone_are_a_baseline_of_image_classification(models, pictures, tmp_path):
+    given = TransferConfig(
+        model=models("clip"), dataset=pictures, task="image-classification", strategy="full", baselines=True
+    )
+    record = finetune(given, arguments(tmp_path / "run", max_steps=1))
+    prepared = prepare(config(models("clip"), pictures), arguments(tmp_path / "other"))
+    named = asked_by_names(prepared)
+    assert record.model_class == "CLIPForImageClassification"
+    assert record.baselines["zero_shot"]["accuracy"] == named["accuracy"]
+    assert "pretrained towers by class names alone" in (tmp_path / "run" / "README.md").read_text()
+
+
+def asked_by_names(prepared):
+    """What the towers are right about before any training, by hand."""
+    collate = TWO_TOWERS.collator(prepared.processor, prepared.data)
+    batch = collate([prepared.encoded["test"][i] for i in range(8)])
+    labels = batch.pop("labels")
+    with torch.no_grad():
+        answers = prepared.model.eval()(**batch).logits_per_image.argmax(1)
+    return {"accuracy": (answers == labels).float().mean().item()}
+
+
+def test_without_a_text_tower_there_is_no_such_baseline(tmp_path, pictures, caplog):
+    given = TransferConfig(model=save_model("vit", tmp_path / "vit"), dataset=pictures, task="image-classification")
+    assert measure_zero_shot(prepare(given, arguments(tmp_path / "run")), "test") is None
+    folder = tmp_path / "clip"
+    model, processor = clip()
+    model.save_pretrained(folder)
+    processor.image_processor.save_pretrained(folder)
+    given = TransferConfig(model=str(folder), dataset=pictures, task="image-classification")
+    assert measure_zero_shot(prepare(given, arguments(tmp_path / "run")), "test") is None
+    assert "is not measured: The tokenizer must know words" in caplog.text
+
+
 # Bad input
 
 
@@ -440,6 +478,14 @@ def test_a_shorter_reading_is_saved_with_the_tokenizer(models, tmp_path):
     finetune(config(models("clip"), max_length=5), arguments(tmp_path, max_steps=1), splits=splits())
     processor = AutoProcessor.from_pretrained(tmp_path)
     assert processor.tokenizer.model_max_length == 5
+
+
+def test_captions_that_the_tokenizer_reads_alike_are_told(models, tmp_path, caplog):
+    given = config(models("clip"))
+    prepare(given, arguments(tmp_path), splits=splits(values=["dark car", "dark cat", "light"] * 6))
+    assert "reads 3 different captions as only 2" in caplog.text
+    with pytest.raises(ValueError, match="TokenizersBackend knows none, not even of 'car'. Save the tokenizer"):
+        prepare(given, arguments(tmp_path), splits=splits(values=["car", "cat"] * 8))
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from hf_transfer_plugin.features import collect_features, solve_linear_head
 from hf_transfer_plugin.recipes.caching import make_feature_store
 from hf_transfer_plugin.recipes.embedding import build_trainer
 from hf_transfer_plugin.recipes.measuring import Measuring, measure
+from hf_transfer_plugin.recipes.zero_shot import measure_zero_shot
 from hf_transfer_plugin.tasks import Outcome
 
 TOKEN_REGULARIZATION = 0.01
@@ -46,7 +47,9 @@ def measure_baselines(prepared: Any, split: str) -> dict[str, dict[str, float]]:
     if prepared.config.baselines and task.pretrained_head and not prepared.new_weights:
         started = time.perf_counter()
         found["pretrained"] = {**_pretrained(prepared, split), "seconds": time.perf_counter() - started}
-    return found
+    started = time.perf_counter()
+    named = measure_zero_shot(prepared, split) if prepared.config.baselines else None
+    return found if named is None else found | {"zero_shot": {**named, "seconds": time.perf_counter() - started}}
 
 
 def _probe(prepared: Any, split: str) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """Two towers: pictures and captions in one space, so that class names alone make a classifier."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,8 +17,9 @@ from hf_transfer_plugin.tasks.image_classification import THUMBNAIL, Preparing, 
 from hf_transfer_plugin.tasks.labels import SINGLE
 from hf_transfer_plugin.tasks.media import with_media
 
+logger = logging.getLogger(__name__)
+
 COLUMNS = {"image": "image", "text": "text", "label": "labels"}
-ANSWERED = ("logits_per_image", "image_embeds", "text_embeds")
 
 
 @dataclass(frozen=True)
@@ -105,13 +107,17 @@ def encode(data: TaskData, processor: Any, max_length: int, model_config: Any) -
 
     Returns:
         `tuple[DatasetDict, int]`: Rows that are prepared when they are read, and the number of overlong captions.
+
+    Raises:
+        ValueError: If the tokenizer knows no word of the captions.
     """
     tokenizer, positions = processor.tokenizer, getattr(model_config.text_config, "max_position_embeddings", None)
     tokenizer.model_max_length = min(max_length, positions or max_length)
     texts = [text for rows in data.splits.values() if "text" in rows.column_names for text in rows["text"]]
     different = list(dict.fromkeys([*texts, *captions_of(data)]))
-    lengths = [len(ids) for ids in tokenizer(different, truncation=False, verbose=False)["input_ids"]]
-    long = {text for text, length in zip(different, lengths, strict=True) if length > tokenizer.model_max_length}
+    tokens = tokenizer(different, truncation=False, verbose=False)["input_ids"]
+    _require_known(different, tokens, tokenizer)
+    long = {text for text, ids in zip(different, tokens, strict=True) if len(ids) > tokenizer.model_max_length}
     overlong = sum(text in long for text in texts or different)
     preparing = Preparing(processor.image_processor)
     found = {}
@@ -120,6 +126,19 @@ def encode(data: TaskData, processor: Any, max_length: int, model_config: Any) -
         rows = rows.select_columns(names).rename_columns({n: COLUMNS[n] for n in names if COLUMNS[n] != n})
         found[split] = with_media(rows, [COLUMNS[name] for name in names], preparing)
     return DatasetDict(found), overlong
+
+
+def _require_known(texts: Sequence[str], tokens: Sequence[Sequence[int]], tokenizer: Any) -> None:
+    """Transformers makes an empty tokenizer where the files of one are missing."""
+    kinds = len(set(map(tuple, tokens)))
+    known = {number for ids in tokens for number in ids} - set(tokenizer.all_special_ids)
+    if texts and not known:
+        raise ValueError(
+            f"The tokenizer must know words of the captions, but {type(tokenizer).__name__} knows none, not even of "
+            f"{texts[0]!r}. Save the tokenizer of the text tower, with its vocabulary, beside the model."
+        )
+    if kinds < len(texts):
+        logger.warning("The tokenizer reads %d different captions as only %d.", len(texts), kinds)
 
 
 def set_up(model: Any, processor: Any, data: TaskData) -> None:
