@@ -141,7 +141,7 @@ class Loaded:
     max_tokens: int | None
     as_base: Callable[[], AbstractContextManager[Any]] | None
     options: dict[str, Any] = field(default_factory=dict)
-    no_base: str = "The base model has no output for this task, so it cannot be asked here for comparison."
+    no_base: str = "The base model cannot be reached or has no output for this task, so it is not compared here."
 
 
 def load(
@@ -198,8 +198,10 @@ def _check(settings: Settings, model: str, loaded: Loaded) -> None:
     """Raises `DemoError` where the model cannot answer what the page asks."""
     config, outputs = loaded.model.config, max(len(settings.class_names), 1)
     kind = settings.problem_type
-    if settings.task != NAMED and (kind or settings.class_names) and (
-        config.num_labels != outputs or (kind and (config.problem_type or kind) != kind)
+    if (
+        settings.task != NAMED
+        and (kind or settings.class_names)
+        and (config.num_labels != outputs or (kind and (config.problem_type or kind) != kind))
     ):
         raise DemoError(
             f"The model {model!r} has {config.num_labels} outputs for {config.problem_type or settings.task}, but "
@@ -257,7 +259,7 @@ def _load_embedder(settings: Settings, model: str) -> Loaded:
             as_base = partial(nullcontext, base)
     except (OSError, ValueError):
         as_base = None
-    said = "The base model gives no vectors of texts, so it cannot be asked here for comparison."
+    said = "The base model cannot be reached or gives no vectors of texts, so it is not compared here."
     return Loaded(trained, trained.tokenizer, [], trained.max_seq_length, as_base, no_base=said)
 
 
