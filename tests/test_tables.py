@@ -545,6 +545,23 @@ def test_verdict_names_the_winner_and_whether_the_rows_settle_it():
     assert verdict(TransferRecord("text-classification", "m", problem_type=SINGLE, metrics={"accuracy": 1.0})) == ""
 
 
+def test_verdict_says_where_the_ranking_of_the_rows_differs():
+    def ranked(mine, other):
+        return verdict(
+            TransferRecord(
+                "text-classification",
+                "m",
+                problem_type=SINGLE,
+                metrics={"accuracy": 0.9, "roc_auc": mine},
+                baselines={"gradient_boosting": {"accuracy": 0.8, "roc_auc": other}},
+            )
+        )
+
+    assert "the area under the ROC curve, gradient boosting is ahead: 0.600 of this model, 0.700" in ranked(0.6, 0.7)
+    assert "ahead" not in ranked(0.7, 0.6)
+    assert "ahead" not in ranked(0.7, 0.7)
+
+
 def test_card_warns_of_leaks_and_constants():
     table = {"left_out": {}, "constant": ["country"], "leaks": ["why"], "choices": {}}
     made = TransferRecord(

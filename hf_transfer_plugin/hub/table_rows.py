@@ -7,7 +7,7 @@ from typing import Any
 from hf_transfer_plugin.record import TransferRecord
 
 FEATURES = "feature_columns"
-BOOSTING = "gradient_boosting"
+BOOSTING, RANKING = "gradient_boosting", "roc_auc"
 DECIDING = {  # problem type -> metric, its name, and whether greater is better
     "single_label_classification": ("accuracy", "accuracy", True),
     "multi_label_classification": ("f1_macro", "macro F1", True),
@@ -206,6 +206,19 @@ def verdict(record: TransferRecord) -> str:
             f" The 95% interval of the difference, {low:+.3f} to {high:+.3f} (this model minus boosting, paired "
             f"bootstrap over the rows), {settled}."
         )
+    found += _other_way(record.metrics, theirs, (mine > other) == greater and mine != other)
     if "seconds" in theirs and "train" in record.seconds:
         found += f" Boosting took {theirs['seconds']:,.1f} s, training this model {record.seconds['train']:,.1f} s."
     return found
+
+
+def _other_way(ours: dict[str, float], theirs: dict[str, float], won: bool) -> str:
+    """Whether the ranking of the rows says otherwise: accuracy alone tells little where one class is rare."""
+    mine, other = ours.get(RANKING), theirs.get(RANKING)
+    if mine is None or other is None or mine == other or (mine > other) == won:
+        return ""
+    ahead = "gradient boosting" if other > mine else "this model"
+    return (
+        f" By how well the rows are ranked, the area under the ROC curve, {ahead} is ahead: {mine:.3f} of this model, "
+        f"{other:.3f} of gradient boosting."
+    )
