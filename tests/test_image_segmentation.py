@@ -476,6 +476,12 @@ def test_every_model_has_groups_a_loss_and_a_head(name, models, tmp_path):
     assert outputs.logits.shape[1] == 3
 
 
+def test_a_batch_of_one_picture_is_refused_where_the_head_pools_whole_pictures(models, tmp_path):
+    message = r"at least two rows, since MobileNetV2.+ 13 training rows in batches of 6 .+_batch_size 7`"
+    refused(models("mobilenet"), splits(train=splits(13)["train"]), tmp_path, message)
+    assert len(prepare(config(models("segformer")), arguments(tmp_path), splits=splits(13)).encoded["train"]) == 13
+
+
 STRATEGIES = ("full", "bitfit", "norm-only", "gradual-unfreezing", "chain-thaw", "plateau", "layer-sampling")
 
 

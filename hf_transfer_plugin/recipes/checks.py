@@ -1,13 +1,17 @@
 """What must hold of arguments, folder and processes before anything is loaded."""
 
+import copy
+import itertools
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from datasets import DatasetDict
+import torch
+from datasets import Dataset, DatasetDict
+from torch import nn
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
@@ -146,3 +150,45 @@ def check_stopping(config: TransferConfig, args: TrainingArguments) -> None:
             "`early_stopping_patience` stops at the best evaluation so far, so it needs "
             "`--load_best_model_at_end true`."
         )
+
+
+def check_lone_row(model: nn.Module, args: TrainingArguments, rows: Dataset, collate: Callable | None) -> None:
+    """
+    Refuses batches of one row where batch normalisation would see one value of each channel, as in heads that pool the
+    whole picture: PyTorch would end the training at such a batch, which is mostly the last of the first epoch.
+
+    Args:
+        model (`nn.Module`):
+            The model; left as it is.
+        args (`TrainingArguments`):
+            Tell the size of a batch.
+        rows (`Dataset`):
+            The encoded training rows.
+        collate (`Callable`, *optional*):
+            Makes a batch.
+
+    Raises:
+        ValueError: If there would be such a batch.
+    """
+    size = args.train_batch_size
+    # Several processes share out the rows so that their batches are alike.
+    lone = size == 1 or (args.world_size == 1 and len(rows) % size == 1 and not args.dataloader_drop_last)
+    if (
+        not lone
+        or collate is None
+        or not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    ):
+        return
+    batch = {name: value.to(next(model.parameters()).device) for name, value in collate([rows[0]]).items()}
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            copy.deepcopy(model).train()(**batch)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        other = next(number for number in itertools.count(size + 1) if len(rows) % number != 1)
+        raise ValueError(
+            f"Each batch must hold at least two rows, since {type(model).__name__} normalises over a batch, but "
+            f"{len(rows)} training rows in batches of {size} leave one alone. Use another "
+            f"size, such as `--per_device_train_batch_size {other}`."
+        ) from error

@@ -22,6 +22,7 @@ from hf_transfer_plugin.recipes.base_precision import check_base_precision, chec
 from hf_transfer_plugin.recipes.checks import (
     check_evaluating,
     check_folder,
+    check_lone_row,
     check_processes,
     check_stopping,
     without_validation,
@@ -148,6 +149,7 @@ def prepare(
             # Saved with the tokenizer, so that the model is measured and used as it was trained.
             processor.model_max_length = length
         encoded, overlong = encode_rows(task, data, processor, length, base)
+        check_lone_row(base, args, encoded["train"], task.collator(processor, data))
         if overlong:
             logger.warning("%d rows are longer than %d tokens and were %s.", overlong, length, task.overlong)
         return model, groups, encoded, overlong
