@@ -123,6 +123,19 @@ def save_model(name, folder, processor=None, **given):
     return str(folder)
 
 
+def models_in(root):
+    """Saved tiny models, made when they are asked for."""
+    made = {}
+
+    def saved(name, **processor):
+        key = "-".join([name, *map(str, processor)])
+        if key not in made:
+            made[key] = save_model(name, root / key, processor)
+        return made[key]
+
+    return saved
+
+
 def scene(number, size=(40, 30)):
     """A dark picture with a light and a red box, and its mask: 0 is the ground, 1 the light box, 2 the red one."""
     width, height = size
