@@ -117,6 +117,13 @@ def test_without_equal_captions_the_loss_is_the_models_own(name):
     assert ContrastiveLoss()({"logits_per_image": 2 * torch.eye(4)}, torch.arange(4)).item() == pytest.approx(theirs)
 
 
+def test_columns_of_classes_give_the_loss_of_their_captions():
+    logits, labels = torch.randn(3, 2), torch.tensor([1, 0, 1])
+    wanted = softmax_losses(logits[:, labels], labels).mean()
+    found = ContrastiveLoss()({"logits_per_image": logits}, labels[:, None])
+    assert found.item() == pytest.approx(wanted.item())
+
+
 def test_micro_batches_of_a_step_weigh_by_their_rows():
     logits = torch.randn(5, 5)
     parts = [slice(0, 3), slice(3, 5)]
@@ -223,11 +230,12 @@ def test_equal_captions_share_a_column_and_classes_have_one_each(models, tmp_pat
     prepared = prepare(config(models("clip")), arguments(tmp_path), splits=named)
     collate = TWO_TOWERS.collator(prepared.processor, prepared.data)
     train = collate([prepared.encoded["train"][i] for i in (0, 1, 2, 3)])
-    assert train["labels"].tolist() == [0, 1, 0, 1]
+    assert train["labels"][0] == train["labels"][2] != train["labels"][1] == train["labels"][3]
     assert len(train["input_ids"]) == 4
     assert torch.equal(train["input_ids"][0], train["input_ids"][2])
     test = collate([prepared.encoded["test"][i] for i in (1, 2, 3)])
-    assert test["labels"].tolist() == [1, 0, 1]
+    assert test["labels"].tolist() == [[1], [0], [1]]
+    assert test["input_ids"].shape[1] == train["input_ids"].shape[1]
     assert len(test["input_ids"]) == 2
     assert next(iter(test)) == "pixel_values"
 
@@ -334,7 +342,7 @@ def test_a_frozen_picture_tower_is_read_from_the_cache_and_changes_nothing(name,
         attach(trainer, schedule=prepared.strategy, cache=cache, groups=prepared.groups)
         trainer.train()
         found.append({key: value.clone() for key, value in prepared.model.state_dict().items()})
-    assert cache.report["hits"] > 0, cache.report["reason"]
+    assert (cache.report["hits"], cache.report["misses"]) == (6, 0), cache.report["reason"]
     assert cache.report["cuts"][0]["skipped_share"] > 0.5
     assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
 
@@ -425,7 +433,7 @@ def asked_by_names(prepared):
     """What the towers are right about before any training, by hand."""
     collate = TWO_TOWERS.collator(prepared.processor, prepared.data)
     batch = collate([prepared.encoded["test"][i] for i in range(8)])
-    labels = batch.pop("labels")
+    labels = batch.pop("labels")[:, 0]
     with torch.no_grad():
         answers = prepared.model.eval()(**batch).logits_per_image.argmax(1)
     return {"accuracy": (answers == labels).float().mean().item()}
@@ -551,11 +559,14 @@ def test_lp_ft_is_refused(models, tmp_path):
         prepare(config(models("clip"), strategy="lp-ft"), arguments(tmp_path), splits=splits())
 
 
-def test_reduce_keeps_the_vectors_of_each_rows_own_caption():
+def test_reduce_keeps_similarities_of_classes_and_vectors_of_captions():
     similar, texts, seen = torch.randn(3, 2), torch.randn(2, 4), torch.randn(3, 4)
-    kept = TWO_TOWERS.reduce((similar, similar.T, texts, seen, "towers"), torch.tensor([1, 0, 1]))
-    assert torch.equal(kept[2], texts[[1, 0, 1]])
-    assert torch.equal(TWO_TOWERS.reduce((similar, similar.T, texts, seen), None), similar)
+    own = texts[[1, 0, 1]]
+    kept = TWO_TOWERS.reduce((similar, similar.T, own, seen, "towers"), torch.tensor([5, 3, 5]))
+    assert torch.equal(kept[0], seen)
+    assert torch.equal(kept[1], own)
+    for labels in (None, torch.tensor([[1], [0], [1]])):
+        assert torch.equal(TWO_TOWERS.reduce((similar, similar.T, texts, seen), labels), similar)
     outcome = Outcome(Dataset.from_dict({"text": ["a", "b", "a"]}), None, tuple(map(np.asarray, kept)))
     assert TWO_TOWERS.metrics(TWO_TOWERS_DATA, outcome)["mean_recall"] >= 0
 

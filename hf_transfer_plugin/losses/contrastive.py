@@ -27,14 +27,18 @@ class ContrastiveLoss:
             outputs (`ModelOutput`):
                 Holds `logits_per_image` of shape `(pictures, captions)`.
             labels (`torch.Tensor`):
-                Column of each picture's own caption, of shape `(pictures,)`.
+                Numbers that equal captions share, of shape `(pictures,)`, where there is a caption for each picture;
+                else the column of each picture's own, of shape `(pictures, 1)`.
             num_items_in_batch (`int` or `torch.Tensor`, *optional*):
                 Pictures of the whole step, by which their losses are divided; those of this batch without it.
 
         Returns:
             `torch.Tensor`: The loss.
         """
-        logits = outputs["logits_per_image"].float()[:, labels]
+        logits = outputs["logits_per_image"].float()
+        if labels.ndim == 2:
+            labels = labels[:, 0]
+            logits = logits[:, labels]
         rows = sigmoid_losses(logits, labels) if self.sigmoid else softmax_losses(logits, labels)
         return rows.mean() if num_items_in_batch is None else rows.sum() / num_items_in_batch
 

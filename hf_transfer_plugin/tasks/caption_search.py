@@ -89,7 +89,7 @@ def _ranked(blocks: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _vectors(outcome: Outcome) -> tuple[np.ndarray, np.ndarray]:
-    _, pictures, texts = outcome.predictions
+    pictures, texts = outcome.predictions
     return np.asarray(pictures), np.asarray(texts)
 
 

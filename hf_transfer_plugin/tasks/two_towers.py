@@ -1,5 +1,6 @@
 """Two towers: pictures and captions in one space, so that class names alone make a classifier."""
 
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,13 +33,13 @@ class TwoTowerCollator:
             The tokenizer.
         captions (`tuple[str, ...]`):
             A caption for each class.
-        whole (`bool`, *optional*, defaults to `False`):
-            Fill texts up to the length that the model reads, as SigLIP was trained.
+        width (`int`, *optional*):
+            Tokens up to which all texts are filled; those of the longest of a batch without it.
     """
 
     tokenizer: Any
     captions: tuple[str, ...]
-    whole: bool = False
+    width: int | None = None
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """
@@ -47,21 +48,24 @@ class TwoTowerCollator:
                 Prepared rows.
 
         Returns:
-            `dict[str, Any]`: What the model reads, and as `labels` the column of each picture's own caption; of equal
-            captions in a batch, the first.
+            `dict[str, Any]`: What the model reads, and `labels`: of shape `(pictures,)` a number that equal captions
+            share, where the captions are those of the pictures; of shape `(pictures, 1)` the column of each picture's
+            caption, where they are those of the classes.
         """
         captioned = self.has_entry_for_each(rows)
         texts = [row["text"] for row in rows] if captioned else list(self.captions)
         # The pictures first: Trainer counts the rows of a batch by its first tensor.
         pictures = [name for name in rows[0] if name not in ("text", "labels")]
         batch = {name: torch.stack([torch.as_tensor(row[name]) for row in rows]) for name in pictures}
-        padding = "max_length" if self.whole else "longest"
-        batch |= self.tokenizer(texts, padding=padding, truncation=True, return_tensors="pt")
+        settings = (
+            {"padding": "longest"} if self.width is None else {"padding": "max_length", "max_length": self.width}
+        )
+        batch |= self.tokenizer(texts, truncation=True, return_tensors="pt", **settings)
         if captioned:
-            places = {text: place for place, text in reversed(list(enumerate(texts)))}
-            batch["labels"] = torch.tensor([places[text] for text in texts])
+            # The same in every batch, so that the prefix cache knows a row again.
+            batch["labels"] = torch.tensor([_number_of(text) for text in texts])
         elif "labels" in rows[0]:
-            batch["labels"] = torch.tensor([row["labels"] for row in rows])
+            batch["labels"] = torch.tensor([[row["labels"]] for row in rows])
         return batch
 
     def has_entry_for_each(self, rows: Sequence[Mapping[str, Any]]) -> bool:
@@ -85,10 +89,20 @@ def collator(processor: Any, data: TaskData) -> TwoTowerCollator:
             Names the classes.
 
     Returns:
-        `TwoTowerCollator`: What makes a batch.
+        `TwoTowerCollator`: What makes a batch. SigLIP reads all texts as wide as the longest that it can.
     """
-    whole = "siglip" in type(processor).__name__.casefold()
-    return TwoTowerCollator(processor.tokenizer, tuple(captions_of(data)), whole)
+    tokenizer, captions = processor.tokenizer, tuple(captions_of(data))
+    width = None
+    if "siglip" in type(processor).__name__.casefold():
+        width = tokenizer.model_max_length
+    elif captions:
+        # As wide in training as when all classes are asked for; the prefix cache is proved for one width.
+        width = max(map(len, tokenizer(list(captions), truncation=True)["input_ids"]))
+    return TwoTowerCollator(tokenizer, captions, width)
+
+
+def _number_of(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest())
 
 
 def encode(data: TaskData, processor: Any, max_length: int, model_config: Any) -> tuple[DatasetDict, int]:
@@ -177,14 +191,14 @@ def reduce(logits: Any, labels: Any) -> Any:
             What the model returns: similarities of pictures to captions and of captions to pictures, vectors of
             captions and of pictures, and what the towers return.
         labels (`torch.Tensor`, *optional*):
-            Column of each picture's own caption.
+            As [`TwoTowerCollator`] makes them.
 
     Returns:
-        `tuple[torch.Tensor, ...]`: Similarities of each picture, its vector and that of its caption; only the first
-        where its caption is not known.
+        `torch.Tensor` or `tuple[torch.Tensor, ...]`: Similarities of each picture to the classes; or the vectors of
+        pictures and of their captions.
     """
     similarities, _, texts, pictures = logits[:4]
-    return similarities if labels is None else (similarities, pictures, texts[labels])
+    return similarities if labels is None or labels.ndim == 2 else (pictures, texts)
 
 
 def metrics(data: TaskData, outcome: Outcome) -> dict[str, float]:
