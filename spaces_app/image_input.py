@@ -5,8 +5,7 @@ from typing import Any
 
 import gradio as gr
 import torch
-from gradio.utils import get_upload_folder
-from limits import MAX_UPLOAD, InputError, finite
+from limits import MAX_UPLOAD, InputError, finite, uploaded
 from loading import Loaded, Settings
 from PIL import Image, ImageOps
 
@@ -47,17 +46,7 @@ def check(settings: Settings, values: list[Any]) -> list[Path]:
     Raises:
         InputError: If there is none.
     """
-    value = values[0]
-    if value is None:
-        raise InputError("There is no image. Upload a file, take a photo, or choose an example.")
-    path = value.get("path") if isinstance(value, dict) else None
-    if not isinstance(path, str):
-        raise InputError("Image must be an uploaded file: with gradio_client, `handle_file(PATH)`.")
-    file = Path(path).resolve()
-    # Nobody may ask for other files of this machine.
-    if not file.is_relative_to(Path(get_upload_folder()).resolve()) or not file.is_file():
-        raise InputError("The image is no uploaded file. Upload it again.")
-    return [file]
+    return [uploaded(values[0], "image", "take a photo")]
 
 
 def read(loaded: Loaded, files: list[Path]) -> tuple[Image.Image, str]:

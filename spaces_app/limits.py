@@ -2,9 +2,11 @@
 
 from bisect import bisect_left
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.utils import get_upload_folder
 
 MAX_CHARACTERS = 20_000
 MAX_BODY = 1_000_000
@@ -46,6 +48,36 @@ def check_text(value: Any, what: str) -> str:
     except UnicodeEncodeError:
         raise InputError(f"{what} holds broken characters. Type it again as plain text.") from None
     return value
+
+
+def uploaded(value: Any, kind: str, recorded: str) -> Path:
+    """
+    Finds the file that a visitor sent.
+
+    Args:
+        value (`Any`):
+            What a box for files sent.
+        kind (`str`):
+            What the file holds, such as `"image"`.
+        recorded (`str`):
+            How one is made on the spot, such as `"take a photo"`.
+
+    Returns:
+        `Path`: The uploaded file.
+
+    Raises:
+        InputError: If there is none, or it is another file of this machine.
+    """
+    if value is None:
+        raise InputError(f"There is no {kind}. Upload a file, {recorded}, or choose an example.")
+    path = value.get("path") if isinstance(value, dict) else None
+    if not isinstance(path, str):
+        raise InputError(f"{kind.capitalize()} must be an uploaded file: with gradio_client, `handle_file(PATH)`.")
+    file = Path(path).resolve()
+    # Nobody may ask for other files of this machine.
+    if not file.is_relative_to(Path(get_upload_folder()).resolve()) or not file.is_file():
+        raise InputError(f"The {kind} is no uploaded file. Upload it again.")
+    return file
 
 
 def finite(logits: Any) -> Any:

@@ -8,8 +8,7 @@ from typing import Any
 import gradio as gr
 import numpy as np
 import torch
-from gradio.utils import get_upload_folder
-from limits import MAX_UPLOAD, InputError, finite
+from limits import MAX_UPLOAD, InputError, finite, uploaded
 from loading import Loaded, Settings
 
 SECONDS = 30
@@ -53,17 +52,7 @@ def check(settings: Settings, values: list[Any]) -> list[Path]:
     Raises:
         InputError: If there is none.
     """
-    value = values[0]
-    if value is None:
-        raise InputError("There is no sound. Upload a file, record one, or choose an example.")
-    path = value.get("path") if isinstance(value, dict) else None
-    if not isinstance(path, str):
-        raise InputError("Sound must be an uploaded file: with gradio_client, `handle_file(PATH)`.")
-    file = Path(path).resolve()
-    # Nobody may ask for other files of this machine.
-    if not file.is_relative_to(Path(get_upload_folder()).resolve()) or not file.is_file():
-        raise InputError("The sound is no uploaded file. Upload it again.")
-    return [file]
+    return [uploaded(values[0], "sound", "record one")]
 
 
 def read(loaded: Loaded, files: list[Path]) -> tuple[np.ndarray, str]:
