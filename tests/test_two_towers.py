@@ -14,6 +14,7 @@ from transformers.models.clip.modeling_clip import image_text_contrastive_loss
 
 from hf_transfer_plugin import FrozenPrefixCache, TransferConfig, TransferRecord, finetune
 from hf_transfer_plugin.callbacks import TemperatureCallback
+from hf_transfer_plugin.hub.snippets import getting_started
 from hf_transfer_plugin.layers import discover_layer_groups, find_towers, lock_tower
 from hf_transfer_plugin.losses import ContrastiveLoss, sigmoid_losses, softmax_losses
 from hf_transfer_plugin.recipes import evaluate_run, predict_run
@@ -355,7 +356,7 @@ def test_the_cache_says_why_it_stays_off_below_a_learning_picture_tower(models, 
     assert "nothing lies below 'vision_model" in cache.report["reason"]
 
 
-def test_lora_learns_in_the_tower_that_is_not_frozen(models, tmp_path):
+def test_lora_learns_in_the_tower_that_is_not_frozen(models, tmp_path, capsys):
     given = config(models("clip"), strategy="lora", freeze_tower="image")
     prepared = prepare(given, arguments(tmp_path / "other"), splits=splits())
     learning = prepared.strategy(prepared.model, prepared.groups)
@@ -363,6 +364,11 @@ def test_lora_learns_in_the_tower_that_is_not_frozen(models, tmp_path):
     assert not any("vision_model" in name for name in learning)
     record = finetune(given, arguments(tmp_path / "run", max_steps=2), splits=splits())
     assert np.isfinite(record.metrics["loss"])
+    code = re.sub(
+        r'classify\(".+?", ', "classify(PICTURE, ", getting_started(record, str(tmp_path / "run"), adapter=True)
+    )
+    exec(compile(code, "card", "exec"), {"PICTURE": picture(1, light=True)})  # noqa: S102
+    assert "'a dark picture 0'" in capsys.readouterr().out
 
 
 class Stop(TrainerCallback):
@@ -552,6 +558,16 @@ def test_unreadable_pictures_are_named_or_left_out(models, tmp_path):
         prepare(config(models("clip"), folder), arguments(tmp_path / "run"))
     prepared = prepare(config(models("clip"), folder, skip_unreadable=True), arguments(tmp_path / "run"))
     assert prepared.data.facts["skipped"] == {"train": 1}
+
+
+def test_smoothed_labels_are_refused(models, tmp_path):
+    with pytest.raises(ValueError, match="learns by the loss of two towers. Leave `--label_smoothing_factor` out"):
+        prepare(config(models("clip")), arguments(tmp_path, label_smoothing_factor=0.1), splits=splits())
+
+
+def test_a_model_of_classes_is_measured_on_captions(run, tmp_path):
+    DatasetDict(test=rows(4)).save_to_disk(str(tmp_path / "data"))
+    assert "mean_recall" in evaluate_run(run, str(tmp_path / "data"))["metrics"]
 
 
 def test_lp_ft_is_refused(models, tmp_path):

@@ -216,6 +216,11 @@ def set_up(task: Task, model: Any, processor: Any, data: TaskData, args: Trainin
     Raises:
         ValueError: If they cannot.
     """
+    if args.label_smoothing_factor and task.loss is not None:
+        raise ValueError(
+            f"`label_smoothing_factor` smooths labels of classes, but {task.name} learns by the loss of two towers. "
+            "Leave `--label_smoothing_factor` out."
+        )
     if args.label_smoothing_factor and model.config.is_encoder_decoder:
         raise ValueError(
             "`label_smoothing_factor` takes the labels away before the model reads them, but an encoder-decoder makes "

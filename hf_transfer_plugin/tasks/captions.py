@@ -132,7 +132,7 @@ def _told_by(splits: DatasetDict, config: TransferConfig) -> tuple[str, str]:
 
 
 def _pairs(splits: DatasetDict, config: TransferConfig, column: str, seed: int | None) -> TaskData:
-    if config.caption_template is not None:
+    if config.caption_template is not None and seed is not None:
         raise ValueError(
             "`caption_template` makes captions of class names, but the data has captions. Leave it out, or name the "
             "classes with `--label_column`."
