@@ -28,6 +28,7 @@ from hf_transfer_plugin.tasks.detecting import Batching, Preparing, reduce, targ
 from hf_transfer_plugin.tasks.found_boxes import INVENTED, MISSED, RIGHT, draw, words
 from hf_transfer_plugin.tasks.object_detection import OBJECT_DETECTION
 from hf_transfer_plugin.trainer import attach
+from tests.test_launch import launch  # noqa: F401
 from tests.tiny_detectors import MODELS, content, processor_of, save_model, scene, write_folder
 
 TASK = "object-detection"
@@ -555,7 +556,7 @@ def test_lp_ft_is_refused(models, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["yolos", pytest.param("rt_detr", marks=pytest.mark.slow)])
-def test_the_prefix_cache_in_32_bits_changes_nothing_or_says_why_it_is_off(name, models, tmp_path):
+def test_the_prefix_cache_is_read_and_in_32_bits_changes_nothing(name, models, tmp_path):
     found = []
     for cache in (None, FrozenPrefixCache(tmp_path / "cache", storage="float32")):
         output = arguments(tmp_path / f"run-{cache is None}", num_train_epochs=3)
@@ -564,7 +565,7 @@ def test_the_prefix_cache_in_32_bits_changes_nothing_or_says_why_it_is_off(name,
         attach(trainer, schedule=prepared.strategy, cache=cache, groups=prepared.groups)
         trainer.train()
         found.append({key: value.clone() for key, value in prepared.model.state_dict().items()})
-    assert cache.report["hits"] > 0 or cache.report["reason"]
+    assert cache.report["hits"] > 0, cache.report["reason"]
     assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
 
 
@@ -601,3 +602,22 @@ def test_drawn_pictures_show_what_is_right_invented_and_missed():
     picture = draw(gray, found, given, np.array([True, False]), np.array([True, False]), NAMES)
     colours = {colour for _, colour in picture.getcolors(10**6)}
     assert {tuple(bytes.fromhex(colour[1:])) for colour in (RIGHT, INVENTED, MISSED)} <= colours
+
+
+@pytest.mark.distributed
+def test_two_processes_find_in_every_row_what_one_does(launch, models, tmp_path):  # noqa: F811
+    data = write_folder(tmp_path / "data", train=16, validation=4, test=7)  # odd: one process gets a row twice
+    given = {"model": models("yolos"), "dataset": data, "task": TASK, "output_dir": tmp_path / "run", "max_steps": 3}
+    given |= {"score_threshold": 0.2, "demo_examples": 7, "use_cpu": "true", "report_to": "none"}
+    # The learning is not compared: Transformers divides box losses of DETR and YOLOS by the processes once too often.
+    done = launch("train", *(str(word) for flag, value in given.items() for word in (f"--{flag}", value)))
+    assert done.returncode == 0, done.stderr
+    record, alone = TransferRecord.load(tmp_path / "run"), evaluate_run(tmp_path / "run", str(data), errors=7)
+    assert record.hardware["processes"] == 2
+    # Row by row, in their order: every box above the threshold with its score.
+    assert len(record.samples) == 7
+    assert [row["prediction"] for row in record.samples] == [row["prediction"] for row in alone["samples"]]
+    assert any(row["prediction"] != "nothing" for row in record.samples)
+    assert {name: record.metrics[name] for name in ("map", "mar_100")} == pytest.approx({
+        name: alone["metrics"][name] for name in ("map", "mar_100")
+    })

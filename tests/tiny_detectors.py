@@ -133,15 +133,15 @@ def content(image, kind="PNG", **settings):
 
 
 def write_folder(folder, **counts):
-    """SPLIT/NUMBER.png and SPLIT/metadata.jsonl, pictures of several sizes."""
+    """SPLIT/NUMBER.png and SPLIT/metadata.jsonl, pictures of several sizes with one object or two."""
     start = 0
     for split, count in counts.items():
         (folder / split).mkdir(parents=True)
         lines = []
         for number in range(start, start + count):
-            image, objects = scene(number, size=(60 + number % 3 * 4, 48), objects=1 + number % 2)
+            image, told = scene(number, size=(60 + number % 3 * 4, 48), objects=1 + number % 2)
             image.save(folder / split / f"{number}.png")
-            lines.append(json.dumps({"file_name": f"{number}.png", "objects": objects}))
+            lines.append(json.dumps({"file_name": f"{number}.png", "objects": told}))
         (folder / split / "metadata.jsonl").write_text("\n".join(lines) + "\n")
         start += count
     return folder

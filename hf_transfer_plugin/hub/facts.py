@@ -12,6 +12,7 @@ SHOWN = 320  # characters of a text in a table
 BASELINES = {  # name in the record -> words; also of the demo
     "majority": "commonest answer",
     "mean_box": "commonest class in its mean place, in every picture",
+    "from_scratch": "the same training from random weights",
     "linear_probe": "linear probe on frozen features",
     "gradient_boosting": "gradient boosting on the columns (scikit-learn)",
     "pretrained": "pretrained model, not trained further",
