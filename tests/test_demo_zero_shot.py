@@ -179,6 +179,7 @@ def test_the_page_answers_names_that_a_visitor_types(url, page, tmp_path):  # no
     open_page(page, url)
     assert faults(page) in {"", "[]"}
     names = page.locator("#candidates textarea")
+    assert page.locator("#image").bounding_box()["y"] < names.bounding_box()["y"]
     expect(names).to_have_value("dark\nlight")
     page.locator("#image input[type=file]").first.set_input_files(str(file))
     expect(page.locator("#image img").first).to_be_visible()

@@ -148,6 +148,7 @@ def test_class_names_become_captions_record_and_card(run):
     text = (run / "README.md").read_text()
     assert f"pipeline_tag: {TASK}" in text
     assert "freeze\\_tower: text" in text
+    assert "The text tower stayed as it was, whatever the strategy." in text
     assert (run / "examples" / "example-0-image.png").is_file()
 
 

@@ -26,6 +26,8 @@ def inputs(settings: Settings) -> list[Any]:
     Returns:
         `list[Component]`: A box for the image, and one for class names, in which those of training stand.
     """
+    # Components stand on the page in the order in which they are made.
+    image = image_input.inputs(settings)
     names = gr.Textbox(
         label="Class names",
         info=HINT,
@@ -34,7 +36,7 @@ def inputs(settings: Settings) -> list[Any]:
         value="\n".join(settings.class_names[:MAX_NAMES]),
         elem_id="candidates",
     )
-    return [*image_input.inputs(settings), names]
+    return [*image, names]
 
 
 def names_of(value: Any) -> list[str]:
