@@ -12,6 +12,8 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from transformers import TrainingArguments
 
+from benchmarks.tabular_sources import NAMES, divide
+from benchmarks.tabular_tasks import COLUMNS, table
 from hf_transfer_plugin import TransferConfig, finetune
 from hf_transfer_plugin.config import ConfigError
 from hf_transfer_plugin.hub import render_card
@@ -593,3 +595,33 @@ def test_ranking_is_measured_where_there_are_two_classes():
     assert "roc_auc" not in TASK.metrics(replace(data, options={}), Outcome(rows, rows, logits))
     same = rows.select([1, 2])
     assert "roc_auc" not in TASK.metrics(data, Outcome(same, same, logits[1:3]))
+
+
+# The committed runs
+
+
+def test_real_rows_are_divided_alike_by_label_and_each_once():
+    rows = [{"number": str(i), "denied": "yes" if i % 8 == 0 else "no"} for i in range(80)]
+    splits = divide(rows)
+    assert {split: len(part) for split, part in splits.items()} == {"train": 53, "validation": 8, "test": 19}
+    assert sorted(int(row["number"]) for part in splits.values() for row in part) == list(range(80))
+    assert [sum(row["denied"] == "yes" for row in part) for part in splits.values()] == [7, 1, 2]
+    assert splits == divide(rows)
+    assert set(NAMES.values()) - set(COLUMNS) == {"denied", "black"}
+
+
+def test_table_of_few_rows_has_the_mean_and_the_ends():
+    def line(seed, accuracy):
+        models = {
+            name: {"accuracy": 0.5, "seconds": 2.0} for name in ("majority", "linear_probe", "gradient_boosting")
+        }
+        ours = {"accuracy": accuracy, "roc_auc": 0.75}
+        seconds = {"train_cpu": 30.0 + seed}
+        return {"rows": 64, "splits": {"train": 64}, "models": {**models, "this_model": ours}, "seconds": seconds}
+
+    found = table([line(0, 0.8), line(1, 0.9)]).splitlines()
+    assert len(found) == 6
+    assert found[-1] == (
+        "| 64 | MiniLM, fine-tuned on text | 0.750 (0.750 to 0.750) | 0.850 (0.800 to 0.900) |  | 30.5 |"
+    )
+    assert found[2] == "| 64 | commonest answer |  | 0.500 (0.500 to 0.500) |  | 2.0 |"
