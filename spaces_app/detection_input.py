@@ -14,7 +14,7 @@ from PIL import Image
 LEAST, MOST, DRAWN = 480, 768, 20  # pixels of the longer side of what is drawn, and boxes on it
 EDGE, INSIDE = 3, 0.08  # of a box: pixels of its line, and how much of what is inside is covered
 SURE = 0.5
-COLUMNS = ["what", "score", "left", "top", "right", "bottom"]
+COLUMNS = ["what", "score", "x0", "y0", "x1", "y1"]
 KINDS = ["str", "number", "number", "number", "number", "number"]
 LIMIT = (
     "It looks at the whole image, made as small as in training, so things of a few pixels are lost. It finds only "
@@ -32,6 +32,7 @@ def inputs(settings: Settings) -> list[Any]:
     Returns:
         `list[Component]`: A box for an image, and how sure the model must be.
     """
+    image = image_input.inputs(settings)
     sure = gr.Slider(
         0,
         0.95,
@@ -40,7 +41,7 @@ def inputs(settings: Settings) -> list[Any]:
         label="How sure the model must be",
         info="Lower finds more, and invents more.",
     )
-    return [*image_input.inputs(settings), sure]
+    return [*image, sure]
 
 
 def check(settings: Settings, values: list[Any]) -> list[Any]:
@@ -134,7 +135,7 @@ def outputs(whose: str) -> list[Any]:
         gr.Dataframe(
             headers=COLUMNS,
             datatype=KINDS,
-            label=f"Boxes, in pixels{whose}",
+            label=f"Boxes: corners from upper left to lower right, in pixels{whose}",
             interactive=False,
             wrap=True,
             elem_classes="rows",

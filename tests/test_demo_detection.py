@@ -192,7 +192,7 @@ def test_a_client_sends_a_file(url, client, model, tmp_path):  # noqa: F811
     drawn, table = client(url).predict(handle_file(str(file)), 0.0, api_name="/detect")
     expected = sorted(pipeline(TASK, model=model)(str(file), threshold=0.0), key=lambda one: -one["score"])
     assert [row[0] for row in table["data"]] == [one["label"] for one in expected]
-    assert table["headers"] == ["what", "score", "left", "top", "right", "bottom"]
+    assert table["headers"] == ["what", "score", "x0", "y0", "x1", "y1"]
     assert len(drawn["annotations"]) == len(expected)
     with pytest.raises(Exception, match="There is no image"):
         client(url).predict(None, 0.5, api_name="/detect")
