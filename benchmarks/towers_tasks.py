@@ -101,12 +101,12 @@ def write_data(folder: Path) -> None:
 
     Args:
         folder (`Path`):
-            Where they go: `seen` and `every`.
+            Where they go: `fashion-eight`, `every` and `left-out`.
     """
-    write_fashion(folder / "seen", ROWS)
+    write_fashion(folder / "fashion-eight", ROWS)
     for split in ROWS:
         for name in LEFT_OUT:
-            shutil.rmtree(folder / "seen" / split / name)
+            shutil.rmtree(folder / "fashion-eight" / split / name)
     write_fashion(folder / "every", {"test": ROWS["test"]})
     for name in LEFT_OUT:
         shutil.copytree(folder / "every" / "test" / name, folder / "left-out" / "test" / name)
@@ -135,9 +135,9 @@ def train(name: str, data: Path, output: Path, *, rehearse: bool) -> dict[str, A
     folder = output / (f"{name}-rehearsal" if rehearse else name)
     given = FLAGS | RUNS[name] | (REHEARSAL if rehearse else {})
     words = [str(word) for flag, value in given.items() for word in (f"--{flag}", value)]
-    where = {"model": NAME, "dataset": "fashion"}
+    where = {"model": NAME, "dataset": "fashion-eight"}
     shown = [word for flag, value in where.items() for word in (f"--{flag}", f"DATA/{value}")]
-    command = ["--model", str(data / NAME), "--dataset", str(data / "seen"), "--output_dir", str(folder)]
+    command = ["--model", str(data / NAME), "--dataset", str(data / "fashion-eight"), "--output_dir", str(folder)]
     cache = str(output / f"{folder.name}-activations")
     path = os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH")) if part)
     started = time.perf_counter()
