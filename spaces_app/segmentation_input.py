@@ -11,7 +11,7 @@ from PIL import Image
 from torch.nn.functional import interpolate
 
 SHOWN = 1024  # pixels of the longer side of what is drawn
-COVER = 0.6
+COVER, THIN = 0.6, 0.25  # how much of the image a class hides; the largest, mostly the ground, hides less
 LIMIT = "It sees the whole image squeezed into one size, as in training: what is small or thin is drawn badly."
 
 
@@ -79,5 +79,6 @@ def show(loaded: Loaded, answer: tuple[Image.Image, np.ndarray]) -> list[Any]:
     image, classes = answer
     counts = np.bincount(classes.ravel(), minlength=len(loaded.class_names))
     there = [int(number) for number in np.argsort(-counts, kind="stable") if counts[number]]
-    masks = [(COVER * (classes == number), loaded.class_names[number]) for number in there]
+    cover = {number: THIN if number == there[0] else COVER for number in there}
+    masks = [(cover[number] * (classes == number), loaded.class_names[number]) for number in there]
     return [(image, masks), {loaded.class_names[number]: counts[number] / counts.sum() for number in there}]
