@@ -186,7 +186,7 @@ def test_targets_are_those_of_the_image_processor():
 
 def test_a_picture_without_objects_is_trained_on_and_counted(models, tmp_path):
     data = splits(objects=lambda i: scene(i)[1] if i % 2 else {"bbox": [], "category": []})
-    record = finetune(config(models("rt_detr"), "rows"), arguments(tmp_path, num_train_epochs=1), splits=data)
+    record = finetune(config(models("rt_detr"), "rows"), arguments(tmp_path, max_steps=1), splits=data)
     assert record.dataset["without_objects"] == {"train": 4, "validation": 4, "test": 4}
     assert np.isfinite(record.metrics["loss"])
 
@@ -270,7 +270,7 @@ def test_classes_are_named_by_features_and_by_the_configuration():
 
 def test_one_class_is_enough(models, tmp_path):
     data = splits(objects=lambda i: {**scene(i)[1], "category": ["cell"] * 2})
-    finetune(config(models("yolos"), "rows"), arguments(tmp_path), splits=data)
+    finetune(config(models("yolos"), "rows"), arguments(tmp_path, max_steps=1), splits=data)
     folder = tmp_path.parent / "one-class"
     data["test"].save_to_disk(str(folder))
     assert evaluate_run(tmp_path, str(folder))["per_class"]["cell"]["support"] == 16
@@ -508,7 +508,7 @@ def test_a_head_for_other_classes_is_new_and_learns_first(name, models, tmp_path
     ("name", "strategy"),
     [
         ("rt_detr", "feature-extraction"),
-        ("yolos", '{"name": "freeze-first", "k": 2}'),
+        pytest.param("yolos", '{"name": "freeze-first", "k": 2}', marks=pytest.mark.slow),
         *(pytest.param(name, "feature-extraction", marks=pytest.mark.slow) for name in MODELS if name != "rt_detr"),
         *(
             pytest.param("rt_detr", name, marks=pytest.mark.slow)
@@ -528,7 +528,7 @@ def test_what_is_frozen_stays_still_to_the_bit(name, strategy, models, tmp_path)
     given = config(models(name), "rows", strategy=strategy)
     prepared = prepare(given, arguments(tmp_path), splits=splits())
     before = {key: value.clone() for key, value in prepared.model.state_dict().items()}
-    record = finetune(given, arguments(tmp_path / "run", num_train_epochs=2), splits=splits())
+    record = finetune(given, arguments(tmp_path / "run", num_train_epochs=1), splits=splits())
     after = load_file(tmp_path / "run" / "model.safetensors")
     if strategy in ("feature-extraction", '{"name": "freeze-first", "k": 2}'):
         groups = prepared.groups[:-1] if strategy == "feature-extraction" else prepared.groups[:2]
@@ -541,13 +541,24 @@ def test_what_is_frozen_stays_still_to_the_bit(name, strategy, models, tmp_path)
     assert np.isfinite(record.metrics["loss"])
 
 
-def test_lora_is_saved_and_loaded_again(models, tmp_path):
-    data = splits(count=6)
-    record = finetune(config(models("yolos"), "rows", strategy="lora"), arguments(tmp_path), splits=data)
+@pytest.mark.parametrize(
+    "name", ["yolos", *(pytest.param(name, marks=pytest.mark.slow) for name in ("rt_detr", "detr"))]
+)
+def test_lora_is_saved_and_loaded_again(name, models, tmp_path):
+    data = splits(count=4)
+    given = arguments(tmp_path, max_steps=1)
+    record = finetune(config(models(name), "rows", strategy="lora"), given, splits=data)
     assert (tmp_path / "adapter_model.safetensors").is_file()
     folder = tmp_path.parent / "lora-data"
     data["test"].save_to_disk(str(folder))
     assert evaluate_run(tmp_path, str(folder))["metrics"] == pytest.approx(record.metrics, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["d_fine", "deformable"])
+def test_lora_that_peft_cannot_put_on_is_refused(name, models, tmp_path):
+    model = models(name, height=128, width=128)
+    with pytest.raises(ValueError, match=f"PEFT cannot put LORA into {MODELS[name][0]}ForObjectDetection"):
+        prepare(config(model, "rows", strategy="lora"), arguments(tmp_path), splits=splits())
 
 
 def test_lp_ft_is_refused(models, tmp_path):
