@@ -207,7 +207,14 @@ def draw(
     for box, label in zip(given["boxes"][~hit] * scale, given["labels"][~hit], strict=True):
         _dashed(pen, box.tolist())
         _named(pen, box.tolist(), f"missed: {names[label]}", MISSED, "black")
-    for box, label, score, kept in zip(found["boxes"] * scale, found["labels"], found["scores"], right, strict=True):
+    # The surest last, and what is right above what is not, so that their names can be read.
+    for place in sorted(range(len(right)), key=lambda one: (bool(right[one]), found["scores"][one])):
+        box, label, score, kept = (
+            found["boxes"][place] * scale,
+            found["labels"][place],
+            found["scores"][place],
+            right[place],
+        )
         colour = RIGHT if kept else INVENTED
         pen.rectangle(box.tolist(), outline=colour, width=3)
         _named(pen, box.tolist(), f"{names[label]} {score:.2f}", colour, "white")
