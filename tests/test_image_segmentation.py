@@ -259,11 +259,8 @@ class Stop(TrainerCallback):
         control.should_save = state.global_step == 3
 
 
-RENAMED = pytest.mark.xfail(reason="Trainer does not load weights that were saved under other names", strict=True)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [pytest.param("segformer", marks=RENAMED), "mobilenet"])
+@pytest.mark.parametrize("name", ["segformer", "mobilenet"])
 def test_a_resumed_run_equals_one_that_was_not_stopped(name, models, tmp_path):
     given = config(models(name), strategy="gradual-unfreezing", demo_examples=0)
     finetune(given, arguments(tmp_path / "whole", num_train_epochs=3), splits=splits())

@@ -589,7 +589,6 @@ class Stop(TrainerCallback):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="Trainer reads a checkpoint by names that save_pretrained has changed")
 @pytest.mark.parametrize("name", ["rt_detr", "detr"])
 def test_a_resumed_run_equals_one_that_was_not_stopped(name, models, tmp_path):
     given = config(models(name), "rows", strategy="gradual-unfreezing")

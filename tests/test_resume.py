@@ -12,7 +12,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import Trainer, TrainerCallback, set_seed
+from safetensors.torch import load_file
+from transformers import (
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    ViTConfig,
+    ViTForImageClassification,
+    set_seed,
+)
 
 from hf_transfer_plugin import FreezingCallback, GradualUnfreezing, LayerwiseDecay, attach
 from hf_transfer_plugin.callbacks.resuming import STATE_KEY, missing_parts, set_aside_incomplete
@@ -473,3 +481,45 @@ def test_a_plain_trainer_goes_on_after_ours(make_trainer, tmp_path):
     assert isinstance(trainer, Trainer)
     trainer.train(resume_from_checkpoint=str(setting.folder / "checkpoint-3"))
     assert trainer.state.global_step == STEPS
+
+
+def pictures(count=8):
+    values = torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    return [{"pixel_values": one, "labels": int(number % 2)} for number, one in enumerate(values)]
+
+
+def looking(folder, **changes):
+    """A Trainer over a ViT, whose weights Transformers saves under other names than they have."""
+    set_seed(0)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    model = ViTForImageClassification(ViTConfig(**sizes, image_size=8, patch_size=4))
+    given = {"max_steps": 4, "save_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-2, **changes}
+    args = TrainingArguments(str(folder), use_cpu=True, report_to="none", disable_tqdm=True, **given)
+    trainer = Trainer(model, args, train_dataset=pictures(), eval_dataset=pictures(4))
+    attach(trainer, schedule=GradualUnfreezing(until=0.5))
+    return trainer
+
+
+def test_weights_that_were_saved_under_other_names_go_on(tmp_path):
+    whole = looking(tmp_path / "whole")
+    whole.train()
+    saved = load_file(tmp_path / "whole" / "checkpoint-2" / "model.safetensors")
+    assert not saved.keys() & {name for name in whole.model.state_dict() if ".layers." in name}
+    resumed = looking(tmp_path / "resumed")
+    resumed.train(str(tmp_path / "whole" / "checkpoint-2"))
+    first, second = whole.model.state_dict(), resumed.model.state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_best_model_is_whole_where_its_weights_have_other_names(tmp_path):
+    best = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2}
+    # Rows are never better known than before a rate that destroys all.
+    trainer = looking(tmp_path, **best, learning_rate=10.0, lr_scheduler_type="constant")
+    trainer.train()
+    folder = trainer.state.best_model_checkpoint
+    kept = ViTForImageClassification.from_pretrained(folder).state_dict()
+    last = ViTForImageClassification.from_pretrained(tmp_path / "checkpoint-4").state_dict()
+    found = trainer.model.state_dict()
+    assert all(torch.equal(found[name], kept[name]) for name in found)
+    assert folder.endswith("checkpoint-2")
+    assert not torch.equal(kept["vit.layers.1.attention.k_proj.weight"], last["vit.layers.1.attention.k_proj.weight"])

@@ -26,6 +26,7 @@ from hf_transfer_plugin.trainer.optimizer import make_ready, optimizer_factory
 from hf_transfer_plugin.trainer.ordering import order_steps
 from hf_transfer_plugin.trainer.precision import warn_of_half_weights
 from hf_transfer_plugin.trainer.refusals import prepare_ddp, refuse_combinations, refuse_flattened
+from hf_transfer_plugin.trainer.renamed import load_renamed_weights
 
 
 class _Attachment(FreezingCallback):
@@ -200,6 +201,7 @@ def _install(trainer: Trainer, attachment: _Attachment, groups: LayerGroups) -> 
     else:
         make_ready(trainer, attachment, trainer.model)
         _make_every_model_ready(trainer, attachment)
+        load_renamed_weights(trainer)
     # Behind Trainer's own, which says when to save; before all loggers, so that they see what is added to the logs.
     callbacks = trainer.callback_handler.callbacks
     place = next((i + 1 for i, c in enumerate(callbacks) if isinstance(c, DefaultFlowCallback)), 0)
