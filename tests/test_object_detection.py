@@ -22,7 +22,7 @@ from hf_transfer_plugin.metrics.detection import overlaps
 from hf_transfer_plugin.recipes import evaluate_run, predict_run
 from hf_transfer_plugin.recipes.finetuning import make_trainer
 from hf_transfer_plugin.recipes.preparing import prepare
-from hf_transfer_plugin.tasks import load_splits
+from hf_transfer_plugin.tasks import detecting, load_splits
 from hf_transfer_plugin.tasks.base import Outcome
 from hf_transfer_plugin.tasks.detecting import Batching, Preparing, reduce, target
 from hf_transfer_plugin.tasks.found_boxes import INVENTED, MISSED, RIGHT, draw, words
@@ -632,3 +632,14 @@ def test_two_processes_find_in_every_row_what_one_does(launch, models, tmp_path)
     assert {name: record.metrics[name] for name in ("map", "mar_100")} == pytest.approx({
         name: alone["metrics"][name] for name in ("map", "mar_100")
     })
+
+
+@pytest.mark.parametrize(("name", "told"), [("detr", True), ("rt_detr", False)])
+def test_losses_that_weigh_more_with_several_processes_are_told(name, told, models, monkeypatch, caplog):
+    model = transformers.AutoModelForObjectDetection.from_pretrained(models(name))
+    for processes in (1, 2):
+        monkeypatch.setattr(
+            detecting, "PartialState", lambda processes=processes: types.SimpleNamespace(num_processes=processes)
+        )
+        detecting._tell_of_processes(model)
+        assert ("2 times as heavy" in caplog.text) == (told and processes == 2)

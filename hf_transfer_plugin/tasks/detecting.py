@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset, DatasetDict
 from PIL import Image as Pillow
 
@@ -20,6 +21,7 @@ logger = logging.getLogger(__name__)
 SHAPES = ((40, 60), (60, 40))  # of two pictures that a batch must hold side by side
 SEEN, FRAME = 64, 128  # pixels of a picture and of the frame around it, by which a model shows whether it reads masks
 MASK, PADDED = "mask", "frame"
+DIVIDING = ("loss_for_object_detection", "loss_deformable_detr")  # modules of Transformers
 
 
 @dataclass(frozen=True)
@@ -205,6 +207,7 @@ def set_up(model: Any, processor: Any, data: TaskData) -> None:
     elif not alike:
         data.options["padding"] = PADDED
     _check_queries(model, data.splits)
+    _tell_of_processes(model)
 
 
 @torch.no_grad()
@@ -233,6 +236,18 @@ def reads_masks(model: Any) -> bool:
     finally:
         model.train(training)
     return not torch.equal(*found)
+
+
+def _tell_of_processes(model: Any) -> None:
+    """Transformers takes the mean of the processes' boxes for their sum, and divides by their number once more."""
+    processes = PartialState().num_processes
+    if processes > 1 and getattr(model.loss_function, "__module__", "").endswith(DIVIDING):
+        logger.warning(
+            "With %d processes Transformers weighs the losses of this model's boxes %d times as heavy as with one. "
+            "Train it with one process, or with a model such as RT-DETR, which counts its boxes itself.",
+            processes,
+            processes,
+        )
 
 
 def _check_queries(model: Any, splits: Mapping[str, Dataset]) -> None:
