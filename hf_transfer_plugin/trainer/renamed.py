@@ -30,9 +30,9 @@ def load_renamed_weights(trainer: Trainer) -> None:
     resume, best = trainer._load_from_checkpoint, trainer._load_best_model
 
     @functools.wraps(resume)
-    def load(checkpoint: str, model: Any = None) -> None:
-        resume(checkpoint, model)
-        _complete(trainer.model if model is None else model, checkpoint)
+    def load(checkpoint: str, *model: Any) -> None:
+        resume(checkpoint, *model)
+        _complete(model[0] if model else trainer.model, checkpoint)
 
     @functools.wraps(best)
     def load_best() -> None:
