@@ -212,6 +212,33 @@ def test_a_frozen_part_that_feeds_nothing_proves_nothing():
         find_cut(Deaf(0.0), learning, batches)
 
 
+class Tempered(nn.Module):
+    """It holds a temperature, and reads it above its layers; perhaps also between them, in a way without gradients."""
+
+    def __init__(self, read=None):
+        super().__init__()
+        self.below, self.middle, self.above = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+        self.temperature, self.read = nn.Parameter(torch.ones(())), read
+
+    def forward(self, x):
+        hidden = self.below(x)
+        if self.read is not None:
+            hidden = hidden * self.read(self.temperature)
+        return {"logits": self.above(self.middle(hidden)) * self.temperature}
+
+
+@pytest.mark.parametrize("read", [None, lambda t: t, torch.Tensor.detach, torch.Tensor.item, lambda t: t.data])
+def test_what_the_model_itself_holds_may_learn_where_nothing_below_the_cut_reads_it(read):
+    batches = [{"x": torch.randn(2, 4)}, {"x": torch.randn(3, 4)}]
+    learning = frozenset({"temperature", "above.weight"})
+    if read is None:
+        assert find_cut(Tempered(), learning, batches).fed == "above"
+        return
+    assert find_cut(Tempered(read), learning - {"temperature"}, batches).fed == "above"
+    with pytest.raises(CannotCacheError, match="'temperature' learns, but is read before 'above'"):
+        find_cut(Tempered(read), learning, batches)
+
+
 class Branching(nn.Module):
     """What learns is given the third layer's result; the first one's is read again behind it, as is the last layer."""
 

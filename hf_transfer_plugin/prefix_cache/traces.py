@@ -1,6 +1,7 @@
 """What runs when in a forward pass, and what of it is the first that learns."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,10 +25,13 @@ class Trace:
             Names of the modules in the order in which they were entered, again at each call.
         elements (`dict[str, int]`):
             Elements of the first floating-point tensor that each was given.
+        reads (`dict[str, int]`):
+            Parameter that the model itself holds -> how many modules had been entered when it was first read.
     """
 
     order: list[str] = field(default_factory=list)
     elements: dict[str, int] = field(default_factory=dict)
+    reads: dict[str, int] = field(default_factory=dict)
 
     def first(self, name: str) -> int:
         """
@@ -64,12 +68,16 @@ def trace(model: nn.Module, inputs: Mapping[str, Any]) -> Trace:
 
     modules = model.named_modules()
     handles = [m.register_forward_pre_hook(entering(name), with_kwargs=True) for name, m in modules]
+    reading = _Reading(lambda: len(found.order))
+    held = dict(model.named_parameters(recurse=False))
     try:
-        with untouched(model):
+        with untouched(model), reading if held else nullcontext():
             model(**inputs)
     finally:
         for handle in handles:
             handle.remove()
+    moments = {name: reading.moment(parameter) for name, parameter in held.items()}
+    found.reads = {name: moment for name, moment in moments.items() if moment is not None}
     return found
 
 
@@ -106,31 +114,32 @@ def used_above_only(model: nn.Module, fed: str, probes: Sequence[Mapping[str, An
             handle.remove()
         above = set(order[order.index(fed) :]) - set(order[: order.index(fed)])
         found = {name for name in found if above.issuperset(holders[name])}
-        found -= {name for name, p in parameters_by_name(model).items() if reading.may_have_read(p)}
+        found -= {name for name, p in parameters_by_name(model).items() if reading.moment(p) is not None}
     return frozenset(found)
 
 
 class _Reading(TorchDispatchMode):
-    """Which tensors operations read until `end` is called."""
+    """Which tensors operations read until `end` is called, and when by a clock."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], int] = lambda: 0) -> None:
         super().__init__()
-        self._seen: set[int | None] = set()
-        self._ended = False
+        self._seen: dict[int | None, int] = {}
+        self._clock, self._ended = clock, False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if not self._ended:
             tensors = (leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, torch.Tensor))
-            self._seen |= {_memory(tensor) for tensor in tensors}
+            for tensor in tensors:
+                self._seen.setdefault(_memory(tensor), self._clock())
         return func(*args, **(kwargs or {}))
 
     def end(self, module: nn.Module, args: Any) -> None:
         self._ended = True
 
-    def may_have_read(self, tensor: torch.Tensor) -> bool:
-        """Whether one was read that shares its memory; of what does not tell where it lies, any may be it."""
+    def moment(self, tensor: torch.Tensor) -> int | None:
+        """When one was first read that shares its memory; what does not tell where it lies may always have been."""
         memory = _memory(tensor)
-        return memory is None or memory in self._seen
+        return 0 if memory is None else self._seen.get(memory)
 
 
 def _memory(tensor: torch.Tensor) -> int | None:
@@ -156,17 +165,21 @@ def first_live(model: nn.Module, learning: frozenset[str], still: Sequence[nn.Mo
         `str`: Name of the first module that learns, or of the dropout before it.
 
     Raises:
-        CannotCacheError: If none of the modules that are called learns.
+        CannotCacheError: If none of the modules that are called learns, or the model reads before them what it holds
+            itself and learns.
     """
     names = {id(p): name for name, p in parameters_by_name(model).items()}
     quiet = {id(inner) for module in still for inner in module.modules()}
     modules = dict(model.named_modules())
     dropping: str | None = None
-    for name in seen.order:
+    for number, name in enumerate(seen.order):
         module = modules[name]
         own = [names[id(p)] for p in module.parameters(recurse=False)]
-        # What the model itself holds, as the temperature of two towers, is read on the way; the proof shows where.
+        # What the model itself holds, as the temperature of two towers, is not used where the model is entered.
         if name and any(n in learning for n in own):
+            early = [n for n, moment in seen.reads.items() if n in learning and moment <= number]
+            if early:
+                raise CannotCacheError(f"{early[0]!r} learns, but is read before {name!r}, the first module that does")
             return dropping or name
         if own:
             # Dropout before a frozen layer is part of the prefix, and as still as that.
