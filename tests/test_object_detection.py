@@ -268,6 +268,25 @@ def test_classes_are_named_by_features_and_by_the_configuration():
     assert again.splits["test"][0]["categories"] == [1, 0]
 
 
+def test_a_class_of_the_picture_is_none_of_its_objects():
+    kinds = Features({
+        "image": Image(),
+        "objects": {"bbox": List(List(Value("float32"))), "category": List(ClassLabel(names=["red", "blue"]))},
+        "label": ClassLabel(names=["kitchen", "street"]),
+    })
+    values = [{"bytes": content(scene(i)[0]), "path": None} for i in range(4)]
+    objects = [{**scene(i)[1], "category": [i % 2, 0]} if i else {"bbox": [], "category": []} for i in range(4)]
+    made = Dataset.from_dict({"image": values, "objects": objects, "label": [1, 0, 1, 0]}, features=kinds)
+    data = read(DatasetDict(train=made, validation=made))
+    assert data.class_names == ("red", "blue")
+    assert data.splits["train"]["categories"] == [[], [1, 0], [0, 0], [1, 0]]
+    # Where boxes are bare, it is the class of each.
+    bare = made.remove_columns("objects").add_column("bboxes", [one["bbox"][:1] for one in objects])
+    data = read(DatasetDict(train=bare, validation=bare))
+    assert data.class_names == ("kitchen", "street")
+    assert data.splits["train"]["categories"] == [[], [0], [1], [0]]
+
+
 def test_one_class_is_enough(models, tmp_path):
     data = splits(objects=lambda i: {**scene(i)[1], "category": ["cell"] * 2})
     finetune(config(models("yolos"), "rows"), arguments(tmp_path, max_steps=1), splits=data)
@@ -280,6 +299,15 @@ def test_crowds_are_left_out_and_counted():
     data = read(splits(objects=crowded))
     assert data.facts["crowds"] == {"train": 8, "validation": 8, "test": 8}
     assert data.facts["objects"]["train"] == 8
+
+
+def test_crowds_are_known_where_only_they_are_marked():
+    def marked(i):
+        first, second = listed(i)
+        return json.dumps([first, {**second, "iscrowd": 1}])
+
+    data = read(splits(objects=marked))
+    assert data.facts["crowds"]["train"] == data.facts["objects"]["train"] == 8
 
 
 def test_boxes_are_meant_for_the_picture_as_it_is_shown():
@@ -300,7 +328,7 @@ def changed(number, **objects):
 @pytest.mark.parametrize(
     ("objects", "message"),
     [
-        ({"bbox": [[1, 1, 5, 5]]}, r"a class for each box, but 1 of the train split is.+row 3.+1 boxes, 2 classes"),
+        ({"bbox": [[1, 1, 5, 5]]}, r"a class for each box.+but 1 of the train split is.+row 3.+1 boxes, 2 classes"),
         ({"bbox": [[1, 1, 5, 5], [1, 1, 0, 5]]}, r"a width and a height above 0.+row 3.+\[1, 1, 0, 5\] in 60 x 48"),
         ({"bbox": [[1, 1, 5, 5], [9, 9, -5, 5]]}, r"above 0.+\[9, 9, -5, 5\]"),
         ({"bbox": [[1, 1, 5, 5], [50, 1, 12, 5]]}, r"inside its picture.+row 3.+\[50, 1, 12, 5\] in 60 x 48 pixels"),
@@ -308,12 +336,23 @@ def changed(number, **objects):
         ({"bbox": [[1, 1, 5, 5], [60.5, 1, 0.4, 5]]}, r"inside its picture"),
         ({"bbox": [[1, 1, 5, 5], [1, 1, 5, float("nan")]]}, r"four finite numbers.+row 3"),
         ({"bbox": [[1, 1, 5, 5], [1, 1, 5]]}, r"four finite numbers.+row 3"),
+        ({"iscrowd": [0]}, r"row 3.+2 boxes, 1 values of `iscrowd`"),
         ({"category": ["red", None]}, r"all names or all whole numbers, but are of the types NoneType, str"),
     ],
 )
 def test_bad_objects_are_refused_with_their_rows(objects, message):
     with pytest.raises(ValueError, match=message):
         read(changed(3, **objects))
+
+
+def test_classes_and_objects_of_other_kinds_are_refused():
+    def nested(i):
+        return json.dumps({**scene(i)[1], "category": [["red"], ["blue"]]})
+
+    with pytest.raises(ValueError, match="all names or all whole numbers, but are of the types list"):
+        read(splits(objects=nested))
+    with pytest.raises(ValueError, match="must hold objects such as"):
+        read(splits(objects=lambda i: json.dumps([*listed(i), 5])))
 
 
 def test_boxes_outside_by_rounding_are_cut_and_counted():
@@ -335,6 +374,19 @@ def test_a_split_without_any_object_is_refused():
     data = DatasetDict(train=rows(), validation=rows(objects=lambda i: {"bbox": [], "category": []}))
     with pytest.raises(ValueError, match="The validation split must hold objects, but all its 8 pictures are without"):
         read(data)
+
+
+def test_pictures_without_objects_are_divided_evenly():
+    def sparse(count, every):
+        return DatasetDict(train=rows(count, lambda i: {"bbox": [], "category": []} if i % every else scene(i)[1]))
+
+    for seed in range(5):
+        config_of = config("m", "rows", validation_fraction=0.25)
+        divided = OBJECT_DETECTION.read(sparse(8, 2), config_of, seed).splits
+        assert [sum(map(bool, divided[split]["boxes"])) for split in ("train", "validation")] == [3, 1]
+        assert "filled" not in divided["train"].column_names + divided["validation"].column_names
+    with pytest.raises(ValueError, match=r"validation split must hold objects, but none of the 2.+of 8 rows 1 have"):
+        OBJECT_DETECTION.read(sparse(8, 8), config("m", "rows", validation_fraction=0.25), 0)
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,9 @@ def read_objects(split: str, rows: Dataset, column: str, label_column: str | Non
         if len(found) != len(classes):
             bad.append(f"{names[number]}: {len(found)} boxes, {len(classes)} classes")
             continue
+        if crowd and len(crowd) != len(found):
+            bad.append(f"{names[number]}: {len(found)} boxes, {len(crowd)} values of `{CROWD_KEY}`")
+            continue
         kept = [place for place in range(len(found)) if not (crowd and crowd[place])]
         crowds += len(found) - len(kept)
         boxes += [found[place] for place in kept]
@@ -83,7 +86,7 @@ def read_objects(split: str, rows: Dataset, column: str, label_column: str | Non
     _refuse(
         split,
         bad,
-        "Every row must have a class for each box",
+        f"Every row must have a class for each box, and `{CROWD_KEY}` for each or for none",
         "Mend these rows, or name other columns with `--objects_column`",
     )
     wrong = sorted({names[row] for box, row in zip(boxes, owners, strict=True) if not _is_box(box)})
@@ -104,12 +107,13 @@ def _read(value: Any) -> Any:
 def _parts(value: Any, beside: Any, column: str) -> tuple[list[Any], list[Any], list[Any]]:
     """Boxes, classes and crowd marks of one row."""
     if value is None or (isinstance(value, (list, tuple)) and not value):
-        return [], [] if beside is None else list(beside), []
+        # A class of the picture itself says nothing about boxes where there are none.
+        return [], list(beside) if isinstance(beside, (list, tuple)) else [], []
     if isinstance(value, Mapping):
         return _of_mapping(value, column)
-    if isinstance(value, (list, tuple)) and isinstance(value[0], Mapping):
-        listed = {key: [one.get(key) for one in value] for key in value[0]}
-        return _of_mapping(listed, column)
+    if isinstance(value, (list, tuple)) and all(isinstance(one, Mapping) for one in value):
+        # Objects of JSON need not have the same keys.
+        return _of_mapping({key: [one.get(key) for one in value] for key in set().union(*value)}, column)
     if isinstance(value, (list, tuple)) and beside is not None:
         return list(value), list(beside) if isinstance(beside, (list, tuple)) else [beside] * len(value), []
     raise ValueError(
@@ -117,6 +121,21 @@ def _parts(value: Any, beside: Any, column: str) -> tuple[list[Any], list[Any], 
         f"a list of such with one box each, or boxes with a column of classes beside them, but holds {value!r:.80}. "
         "Name another with `--objects_column`, and the classes with `--label_column`."
     )
+
+
+def are_bare(splits: DatasetDict, column: str) -> bool:
+    """
+    Args:
+        splits (`DatasetDict`):
+            The splits.
+        column (`str`):
+            Column of the objects.
+
+    Returns:
+        `bool`: Whether it holds boxes alone, whose classes stand in a column of their own.
+    """
+    first = next((value for rows in splits.values() for value in map(_read, rows[column]) if value), None)
+    return isinstance(first, (list, tuple)) and not isinstance(first[0], Mapping)
 
 
 def _of_mapping(value: Mapping[str, Any], column: str) -> tuple[list[Any], list[Any], list[Any]]:
@@ -277,13 +296,14 @@ def name_classes(
     Raises:
         ValueError: If classes are missing, of mixed kinds, or none of those given.
     """
-    raw = {label for objects in found.values() for label in objects.labels}
-    kinds = {type(label).__name__ for label in raw}
+    # Before they are compared: lists cannot be.
+    kinds = {type(label).__name__ for objects in found.values() for label in objects.labels}
     if not kinds <= {"str"} and not kinds <= {"int"}:
         raise ValueError(
             f"The classes of objects in {column!r} must be all names or all whole numbers, but are of the types "
             f"{', '.join(sorted(kinds))}. Mend or remove such rows."
         )
+    raw = {label for objects in found.values() for label in objects.labels}
     label = _class_label(splits["train" if "train" in splits else next(iter(splits))].features[label_column or column])
     if label is None:
         own = {value: str(value) for value in sorted(raw)}

@@ -10,7 +10,7 @@ from datasets import DatasetDict
 from hf_transfer_plugin.config import TransferConfig
 from hf_transfer_plugin.config.names import BOX_FORMATS
 from hf_transfer_plugin.tasks.base import Task, TaskData
-from hf_transfer_plugin.tasks.boxes import Objects, check_boxes, name_classes, picture_size, read_objects
+from hf_transfer_plugin.tasks.boxes import Objects, are_bare, check_boxes, name_classes, picture_size, read_objects
 from hf_transfer_plugin.tasks.columns import choose_columns
 from hf_transfer_plugin.tasks.detecting import Batching, encode, reduce, set_up
 from hf_transfer_plugin.tasks.found_boxes import answers, baseline, examples, metrics, report
@@ -43,7 +43,7 @@ def read(splits: DatasetDict, config: TransferConfig, seed: int) -> TaskData:
         ValueError: If a column is missing, or pictures, boxes or classes are unusable.
     """
     data = _read(splits, config, labelled=True)
-    plain, held_out = hold_out(data.splits, config, seed)
+    plain, held_out = _divided(data.splits, config, seed)
     warn_of_lost(data.splits["train"], plain["train"], "categories", "class", data.class_names)
     return TaskData(
         plain, data.columns, class_names=data.class_names, held_out=held_out, options=data.options, facts=data.facts
@@ -78,8 +78,9 @@ def _read(splits: DatasetDict, config: TransferConfig, *, labelled: bool) -> Tas
     names = tuple(config.class_names or ())
     if not labelled:
         return TaskData(_plain(found, columns["image"]), columns, class_names=names, options=options, facts=facts)
-    beside = choose_columns(found, config, {"label": CLASS_COLUMNS}, optional=("label",))
-    label = beside.get("label")
+    label = None
+    if are_bare(found, columns["objects"]):
+        label = choose_columns(found, config, {"label": CLASS_COLUMNS}, optional=("label",)).get("label")
     objects, corners = {}, {}
     for split, rows in found.items():
         called = [name_of(value, number) for number, value in enumerate(rows[columns["image"]])]
@@ -93,6 +94,26 @@ def _read(splits: DatasetDict, config: TransferConfig, *, labelled: bool) -> Tas
         boxes, categories = _by_row(objects[split], corners[split], numbers, len(rows))
         plain[split] = rows.add_column("boxes", boxes).add_column("categories", categories)
     return TaskData(plain, columns, class_names=names, options=options, facts=facts)
+
+
+def _divided(splits: DatasetDict, config: TransferConfig, seed: int) -> tuple[DatasetDict, bool]:
+    """As [`hold_out`], with the same share of pictures without objects in each part."""
+    filled = [int(bool(boxes)) for boxes in splits["train"]["boxes"]]
+    if all(filled):
+        return hold_out(splits, config, seed)
+    marked = DatasetDict({**splits, "train": splits["train"].add_column("filled", filled)})
+    plain, held_out = hold_out(marked, config, seed, strata="filled", class_names=("without objects", "with objects"))
+    for split, rows in plain.items():
+        if "filled" in rows.column_names and not any(rows["filled"]):
+            raise ValueError(
+                f"The {split} split must hold objects, but none of the {len(rows)} rows drawn for it has any: of "
+                f"{len(filled)} rows {sum(filled)} have objects. Give more pictures with objects, a validation split "
+                "of their own, or a larger `--max_train_samples`."
+            )
+    return DatasetDict({
+        split: rows.remove_columns("filled") if "filled" in rows.column_names else rows
+        for split, rows in plain.items()
+    }), held_out
 
 
 def _read_images(splits: DatasetDict, config: TransferConfig) -> tuple[DatasetDict, str, dict[str, Any]]:
