@@ -191,6 +191,12 @@ def test_a_picture_without_objects_is_trained_on_and_counted(models, tmp_path):
     assert np.isfinite(record.metrics["loss"])
 
 
+def test_a_batch_of_one_picture_is_trained_on(models, tmp_path):
+    data = DatasetDict({"train": rows(5), "validation": rows(2)})
+    record = finetune(config(models("rt_detr"), "rows", demo_examples=1), arguments(tmp_path), splits=data)
+    assert np.isfinite(record.metrics["loss"])
+
+
 def listed(i):
     objects = scene(i)[1]
     return [

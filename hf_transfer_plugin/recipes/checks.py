@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from datasets import Dataset, DatasetDict
 from torch import nn
 from transformers import TrainingArguments
@@ -179,7 +180,8 @@ def check_lone_row(model: nn.Module, args: TrainingArguments, rows: Dataset, col
         or not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
     ):
         return
-    batch = {name: value.to(next(model.parameters()).device) for name, value in collate([rows[0]]).items()}
+    # Targets of detectors are lists of objects.
+    batch = send_to_device(dict(collate([rows[0]])), next(model.parameters()).device)
     try:
         with torch.no_grad(), torch.random.fork_rng():
             copy.deepcopy(model).train()(**batch)
