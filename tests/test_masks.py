@@ -251,6 +251,20 @@ def test_class_numbers_beyond_the_names_are_refused(models, tmp_path):
     refused(models("segformer"), splits(), tmp_path, message, class_names=NAMES[:2])
 
 
+def test_values_between_black_and_white_are_refused(models, tmp_path):
+    def blurred(mask):
+        return np.where(mask == 1, 255, np.where(mask == 2, 128, 0)).astype(np.uint8)
+
+    message = r"0 and 255 .or 1. alone .+ but 12 of 12 in the train split hold 128 .row 0.+Blurred edges"
+    refused(models("segformer"), splits(change=blurred), tmp_path, message, mask_values="0-and-255")
+    # Masks of one bit hold 0 and 1, and may stand beside them.
+    data = splits(change=defects) | {"test": rows([file(Pillow.fromarray(defects(scene(0)[1])).convert("1"))])}
+    given = config(models("segformer"), mask_values="0-and-255")
+    prepared = prepare(given, arguments(tmp_path), splits=DatasetDict(data))
+    assert prepared.data.class_names == ("0", "255")
+    assert set(prepared.encoded["test"][0]["labels"].unique().tolist()) == {0, 1}
+
+
 def test_splits_without_labelled_pixels_are_refused_and_such_rows_left_out(models, tmp_path, caplog):
     empty = file(np.full((30, 40), 255, np.uint8))
     message = r"The validation split must hold labelled pixels, but every mask is empty"

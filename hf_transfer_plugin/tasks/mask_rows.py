@@ -176,6 +176,8 @@ def _by_class(total: np.ndarray, values: str) -> np.ndarray:
 
 def _names(splits: DatasetDict, seen: Mapping[str, Looked], values: str, config: TransferConfig) -> tuple[str, ...]:
     """Names of the classes: as given, or what the masks hold."""
+    if values == TWO:
+        _refuse_between(splits, seen)
     counts = sum(_by_class(looked.total, values) for looked in seen.values())
     held = np.flatnonzero(counts)
     if config.class_names is None:
@@ -198,6 +200,19 @@ def _names(splits: DatasetDict, seen: Mapping[str, Looked], values: str, config:
             f"({', '.join(rows[:SHOWN])}). Name all classes with `--class_names`, or mend the masks."
         )
     return names
+
+
+def _refuse_between(splits: DatasetDict, seen: Mapping[str, Looked]) -> None:
+    between = np.arange(2, IGNORED)
+    for split, rows in splits.items():
+        if bad := rows_with(rows, seen[split], between):
+            found = np.flatnonzero(seen[split].total[2:IGNORED]) + 2
+            raise ValueError(
+                f"Masks must hold 0 and 255 (or 1) alone (`--mask_values {TWO}`), but {len(bad)} of {len(rows)} in "
+                f"the {split} split hold {', '.join(map(str, found[:SHOWN]))} ({', '.join(bad[:SHOWN])}). Blurred "
+                "edges come from resizing masks like photos: make them black or white again. For other classes say "
+                "`--mask_values numbers`."
+            )
 
 
 def _labelled(splits: DatasetDict, seen: Mapping[str, Looked], values: str) -> tuple[DatasetDict, dict[str, int]]:
