@@ -123,6 +123,23 @@ def test_whole_numbers_keep_their_digits(space, form):  # noqa: F811
 
 
 @pytest.mark.parametrize(
+    ("place", "kind", "value"),
+    [
+        (0, "number", "18446744073709551615"),
+        (0, "number", 2**63),
+        (4, "date", "2024-03-01T00:00:00"),
+        (4, "date", "20240301"),
+        (4, "date", "2024-03-01 14:30"),
+        (4, "date", "2024-03-01T14:30:00Z"),
+    ],
+)
+def test_large_numbers_and_dates_are_read_as_in_training(place, kind, value, space, form):  # noqa: F811
+    sent = [*SENT[:place], value, *SENT[place + 1 :]]
+    trained = cells.read_value(int(value) if kind == "number" else value, kind)
+    assert space.row_input.check(form[0], sent) == [cells.row_text({**ROW, list(ROW)[place]: trained})]
+
+
+@pytest.mark.parametrize(
     ("place", "value", "message"),
     [
         (0, "much", "amount owed must be a number, but got 'much'"),
@@ -133,6 +150,9 @@ def test_whole_numbers_keep_their_digits(space, form):  # noqa: F811
         (1, "maybe", "member must be one of yes, no or unknown, but got 'maybe'"),
         (2, "tepid", "self must be one of cold, warm or unknown, but got 'tepid'"),
         (2, 7, "self must be a string, but got int"),
+        pytest.param(0, "9" * 400, "amount owed must be a number", id="long"),
+        pytest.param(0, 10**400, "amount owed must be a number", id="huge"),
+        (4, "1.3.24", "since must be a date such as 2024-03-01, but got '1.3.24'"),
         (5, "x" * 20_001, "complaint has 20,001 characters"),
         (5, ["a"], "complaint must be a string"),
     ],

@@ -23,7 +23,7 @@ from hf_transfer_plugin.recipes import evaluate_run, predict_run
 from hf_transfer_plugin.recipes.boosting import _settings, boost, columns_of, difference_of
 from hf_transfer_plugin.recipes.preparing import prepare, require_used
 from hf_transfer_plugin.record import TransferRecord
-from hf_transfer_plugin.tasks import TASKS, Outcome, TaskData
+from hf_transfer_plugin.tasks import TASKS, Outcome, TaskData, load_splits
 from hf_transfer_plugin.tasks.cells import kind_of, read_value, row_text, tidy, written
 from hf_transfer_plugin.tasks.labels import MULTI, REGRESSION, SINGLE
 
@@ -97,6 +97,8 @@ def test_a_row_is_one_line_in_the_order_of_its_columns():
         ("number", float("inf"), None),
         ("number", True, 1),
         ("number", Decimal("2.50"), 2.5),
+        ("number", 2**63 - 1, 2**63 - 1),
+        ("number", 2**63, 2.0**63),
         ("boolean", "Yes", True),
         ("boolean", 0, False),
         ("boolean", 1.0, True),
@@ -104,6 +106,10 @@ def test_a_row_is_one_line_in_the_order_of_its_columns():
         ("date", date(2024, 3, 1), "2024-03-01"),
         ("date", datetime(2024, 3, 1), "2024-03-01"),
         ("date", datetime(2024, 3, 1, 14, 30), "2024-03-01 14:30:00"),
+        ("date", "2024-03-01", "2024-03-01"),
+        ("date", " 2024-03-01T00:00:00 ", "2024-03-01"),
+        ("date", "2024-03-01T14:30", "2024-03-01 14:30:00"),
+        ("date", "NA", None),
         ("category", "NA", "NA"),
         ("category", "  two\nlines ", "two lines"),
         ("category", 3, "3"),
@@ -128,6 +134,9 @@ def test_values_are_read_by_the_kind_of_their_column(kind, value, found):
         ([True, None], Value("bool"), "boolean"),
         ([date(2024, 3, 1)], Value("date32"), "date"),
         ([datetime(2024, 3, 1)], Value("timestamp[s]"), "date"),
+        (["2024-03-01", None, "NA", "2024-03-02T10:00:00Z"], Value("string"), "date"),
+        (["2024-03-01", "2024-13-01"], Value("string"), "category"),
+        (["2024-03-01", "soon"], Value("string"), "category"),
         (["a cook", "a judge"], Value("string"), "category"),
         (["the parcel came late and the box was open again"], Value("string"), "text"),
         ([0, 1], ClassLabel(names=["a", "b"]), "category"),
@@ -159,6 +168,27 @@ def test_all_takes_neither_ids_nor_constants_nor_nested_columns_and_says_so(capl
     assert data.facts["table"]["choices"] == {"job": ["cook", "judge"]}
     assert data.columns == {"label": "late"}
     assert data.splits["train"][0]["text"].startswith("amount owed: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [(n, True) for n in ("ID", "Id", "CUSTOMER_ID", "loan_Id", "customerID", "Row-Index", "UUID")]
+    + [(n, False) for n in ("paid", "Covid", "RAID", "ideal")],
+)
+def test_ids_are_known_by_their_names_in_any_case(name, left):
+    numbers = random.Random(0).sample(range(1000), 40)
+    left_out = read({"train": customers() | {name: numbers}}).facts["table"]["left_out"]
+    assert (left_out.get(name) == "looks like an id") == left
+
+
+def test_numbers_that_64_bits_hold_without_a_sign_are_read(tmp_path):
+    lines = [f"{2**63 + 1 if i % 2 else 5},{'no' if i % 4 < 2 else 'yes'}" for i in range(40)]
+    (tmp_path / "rows.csv").write_text("\n".join(["hash_value,late", *lines]))
+    given = config(dataset=str(tmp_path / "rows.csv"))
+    assert set(TASK.read(load_splits(given), given, 0).splits["train"]["text"]) == {
+        "hash value: 5",
+        "hash value: 9.22337e+18",
+    }
 
 
 def test_long_texts_stand_last_so_that_truncating_cuts_nothing_else():
@@ -309,6 +339,12 @@ def test_rows_that_do_not_fit_are_refused():
         again({"amount_owed": [1.0]})
     with pytest.raises(ValueError, match="'amount_owed' holds a number in each row.* but row 1 of the test split"):
         again({"amount_owed": ["1", "much"], "job": ["x", "y"], "member": [True, True]})
+    with pytest.raises(ValueError, match=r"'since' holds a date \(such as 2024-03-01\).* has '1.3.24'"):
+        TASK.read_again(
+            DatasetDict({"test": Dataset.from_dict({"since": ["1.3.24"]})}),
+            config(feature_columns={"since": "date"}, class_names=["no", "yes"]),
+            False,
+        )
     with pytest.raises(ValueError, match="'member' holds a boolean"):
         again({"amount_owed": [1], "job": ["x"], "member": ["maybe"]})
     with pytest.raises(ValueError, match="must hold rows, but is empty"):
@@ -351,6 +387,29 @@ def test_boosting_takes_new_categories_and_missing_values():
     logits = boost(data, "test", 0)
     assert np.isfinite(logits).all()
     assert logits[0].argmax() == 0
+
+
+def test_boosting_goes_on_without_columns_that_no_training_row_fills():
+    kinds = {"age": "number", "since": "date", "debt": "number"}
+    asked = [{"age": 30, "since": "2024-03-01", "debt": debt} for debt in (1.0, 38.0)]
+    column = [float(i) for i in range(40)]
+    data = table_data([[None] * 40, [None] * 40, column], kinds, [int(v > 20) for v in column], asked=asked)
+    assert boost(data, "test", 0).argmax(-1).tolist() == [0, 1]
+
+
+def test_dates_are_the_same_in_every_kind_of_file(tmp_path):
+    rows = [
+        {"since": f"2024-03-{1 + i % 28:02}T{i % 3:02}:00:00", "late": "no" if i % 2 else "yes"} for i in range(40)
+    ]
+    Dataset.from_list(rows).to_csv(str(tmp_path / "rows.csv"), index=False)
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = [
+        TASK.read(load_splits(config(dataset=str(tmp_path / f"rows.{kind}"))), config(), 0)
+        for kind in ("csv", "jsonl")
+    ]
+    assert found[0].options == found[1].options == {"feature_columns": {"since": "date"}}
+    assert found[0].splits["train"]["text"] == found[1].splits["train"]["text"]
+    assert {"since: 2024-03-01", "since: 2024-03-02 01:00:00"} <= set(found[0].splits["train"]["text"])
 
 
 def test_columns_become_numbers_by_hand():
@@ -549,13 +608,13 @@ def test_verdict_names_the_winner_and_whether_the_rows_settle_it():
 
 
 def test_verdict_says_where_the_ranking_of_the_rows_differs():
-    def ranked(mine, other):
+    def ranked(mine, other, accuracy=0.9):
         return verdict(
             TransferRecord(
                 "text-classification",
                 "m",
                 problem_type=SINGLE,
-                metrics={"accuracy": 0.9, "roc_auc": mine},
+                metrics={"accuracy": accuracy, "roc_auc": mine},
                 baselines={"gradient_boosting": {"accuracy": 0.8, "roc_auc": other}},
             )
         )
@@ -563,6 +622,8 @@ def test_verdict_says_where_the_ranking_of_the_rows_differs():
     assert "the area under the ROC curve, gradient boosting is ahead: 0.600 of this model, 0.700" in ranked(0.6, 0.7)
     assert "ahead" not in ranked(0.7, 0.6)
     assert "ahead" not in ranked(0.7, 0.7)
+    assert "gradient boosting is ahead: 0.600 of this model, 0.700" in ranked(0.6, 0.7, accuracy=0.8)
+    assert "this model is ahead: 0.700 of this model, 0.600" in ranked(0.7, 0.6, accuracy=0.8)
 
 
 def test_card_warns_of_leaks_and_constants():

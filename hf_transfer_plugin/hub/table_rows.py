@@ -206,14 +206,15 @@ def verdict(record: TransferRecord) -> str:
             f" The 95% interval of the difference, {low:+.3f} to {high:+.3f} (this model minus boosting, paired "
             f"bootstrap over the rows), {settled}."
         )
-    found += _other_way(record.metrics, theirs, (mine > other) == greater and mine != other)
+    won = None if mine == other else (mine > other) == greater
+    found += _other_way(record.metrics, theirs, won)
     if "seconds" in theirs and "train" in record.seconds:
         found += f" Boosting took {theirs['seconds']:,.1f} s, training this model {record.seconds['train']:,.1f} s."
     return found
 
 
-def _other_way(ours: dict[str, float], theirs: dict[str, float], won: bool) -> str:
-    """Whether the ranking of the rows says otherwise: accuracy alone tells little where one class is rare."""
+def _other_way(ours: dict[str, float], theirs: dict[str, float], won: bool | None) -> str:
+    """Whether the ranking of the rows says otherwise, or where neither won: accuracy hides how a rare class fares."""
     mine, other = ours.get(RANKING), theirs.get(RANKING)
     if mine is None or other is None or mine == other or (mine > other) == won:
         return ""

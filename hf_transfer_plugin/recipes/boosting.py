@@ -166,6 +166,8 @@ def columns_of(
             found = _condensed(first, second, seed)
         else:
             found = (_numbers(first, kind), _numbers(second, kind))
+            if np.isnan(found[0]).all():  # Nothing can be learned of it, and scikit-learn fails on it.
+                found = (np.zeros_like(found[0]), np.zeros_like(found[1]))
         parts.append(found)
         categories += [kind == "category"] * found[0].shape[1]
     return np.hstack([one for one, _ in parts]), np.hstack([other for _, other in parts]), np.array(categories)

@@ -13,10 +13,13 @@ MISSING = "unknown"  # what stands for a missing value
 JOINT = "; "
 # Words that mark a missing value in a column of numbers; elsewhere they may be names.
 MARKERS = ("na", "n/a", "nan", "null", "none", "?", "-", MISSING)
+TOLD = {"date": "date (such as 2024-03-01)"}
 BOOLEANS = {"yes": True, "no": False, "true": True, "false": False, "1": True, "0": False}
 _NUMBER = re.compile(r"[+-]?(0|[1-9]\d*|\d*\.\d+|\d+\.\d*)([eE][+-]?\d+)?")
+_DATE = re.compile(r"\d{4}-\d\d-\d\d([ T]\d\d:\d\d.*)?")
 LONG = 8  # words of a value on average, from which a column holds texts
 HUGE, TINY = 1e15, 1e-9
+WHOLE = 2**63  # from which on a whole number is written as one with a point, as 64 bits cannot hold it
 
 
 def kind_of(rows: Dataset, column: str) -> str | None:
@@ -54,8 +57,21 @@ def _kind_of_words(values: Sequence[str]) -> str:
         return "number"
     if known and all(value.lower() in ("true", "false") for value in known):
         return "boolean"
+    # A file of JSON has moments where a CSV file has their words: both are dates.
+    if known and all(map(_is_date, known)):
+        return "date"
     words = sum(len(value.split()) for value in found)
     return "text" if words > LONG * max(len(found), 1) else "category"
+
+
+def _is_date(line: str) -> bool:
+    if not _DATE.fullmatch(line):
+        return False
+    try:
+        datetime.fromisoformat(line)
+    except ValueError:
+        return False
+    return True
 
 
 def read_cells(split: str, rows: Dataset, kinds: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -88,8 +104,9 @@ def _read_column(split: str, rows: Dataset, name: str, kind: str) -> list[Any]:
             found.append(read_value(value, kind))
         except ValueError:
             raise ValueError(
-                f"The column {name!r} holds a {kind} in each row, as the training rows had it, but row {number} of "
-                f"the {split} split, counted from 0, has {value!r}. Correct it, or leave the cell empty."
+                f"The column {name!r} holds a {TOLD.get(kind, kind)} in each row, as the training rows had it, but "
+                f"row {number} of the {split} split, counted from 0, has {value!r}. Correct it, or leave the cell "
+                "empty."
             ) from None
     return found
 
@@ -103,7 +120,8 @@ def read_value(value: Any, kind: str) -> Any:
             What its column holds.
 
     Returns:
-        `Any`: A number, a truth value or text; `None` if it is empty, not a number, or infinite.
+        `Any`: A number, a truth value, a date as `2024-03-01 14:30:00`, or text; `None` if it is empty, not a number,
+        or infinite.
 
     Raises:
         ValueError: If it is of another kind.
@@ -118,12 +136,15 @@ def read_value(value: Any, kind: str) -> Any:
         return _read_number(value)
     if kind == "boolean":
         return _read_boolean(value)
+    if kind == "date":
+        return _read_date(value)
     return written(value) if isinstance(value, (int, float)) else _line(value) or None
 
 
 def _read_number(value: Any) -> int | float | None:
     if isinstance(value, (int, float)):
-        return int(value) if isinstance(value, bool) else value
+        value = int(value) if isinstance(value, bool) else value
+        return float(value) if abs(value) >= WHOLE else value
     line = _line(value)
     if not line or line.lower() in MARKERS:
         return None
@@ -138,6 +159,12 @@ def _read_boolean(value: Any) -> bool | None:
     if line not in BOOLEANS:
         raise ValueError(f"A truth value must be one of {', '.join(BOOLEANS)}, but got {value!r}.")
     return BOOLEANS[line]
+
+
+def _read_date(value: Any) -> str | None:
+    """In one way, however a file writes it: the day, and the time behind a blank where it is not midnight."""
+    line = written(value) if isinstance(value, (int, float)) else _line(value)
+    return None if not line or line.lower() in MARKERS else _line(datetime.fromisoformat(line))
 
 
 def _line(value: Any) -> str:

@@ -23,7 +23,7 @@ CHOICES = 20  # different values of a category, up to which they are listed
 FEWEST = 5  # rows outside the commonest label, below which nothing is said of leaks
 NEARLY_ONE = 0.9999
 _NO_NAME = re.compile(r"(unnamed: ?\d+|__index_level_\d+__|level_\d+|)", re.IGNORECASE)
-_ID = re.compile(r"(.*[_\W])?(id|ids|uuid|guid|index|rownames?|rowid)|.*[a-z](Id|ID|UUID)", re.DOTALL)
+_ID = re.compile(r"(?i:(.*[_\W])?(id|ids|uuid|guid|index|rownames?|rowid))|.*[a-z](Id|ID|UUID)", re.DOTALL)
 
 
 def choose_features(rows: Dataset, config: TransferConfig, label: str | None) -> tuple[dict[str, str], dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import math
 from contextlib import suppress
+from datetime import datetime, time
 from typing import Any
 
 import gradio as gr
@@ -12,6 +13,7 @@ MISSING = "unknown"
 BOOLEANS = ["yes", "no"]
 JOINT = "; "
 HUGE, TINY = 1e15, 1e-9
+WHOLE = 2**63  # from which on a whole number is written as one with a point, as in training
 BESIDE = 150  # pixels that a short field needs at least
 LIMIT = "It reads the columns as one text. Leave a field empty where nothing is known: it is read as *unknown*."
 
@@ -103,6 +105,8 @@ def _checked(value: Any, what: str, kind: str, choices: list[str]) -> Any:
     if kind == "boolean" and isinstance(value, bool):
         return value
     line = " ".join(check_text(value, what).split())
+    if kind == "date":
+        return _date(line, what)
     if choices and line not in choices:
         raise InputError(f"{what} must be one of {', '.join(choices)} or {MISSING}, but got {line[:50]!r}.")
     return line
@@ -114,10 +118,20 @@ def _number(value: Any, what: str) -> int | float:
         for reading in (float, int):  # a whole number keeps all its digits
             with suppress(ValueError):
                 found = reading(value)
+    if isinstance(found, int) and abs(found) >= WHOLE:
+        found = float(str(found))  # infinite, where a number itself would fail
     finite = isinstance(found, int) or (isinstance(found, float) and math.isfinite(found))
     if isinstance(found, bool) or not finite:
         raise InputError(f"{what} must be a number, but got {str(value)[:50]!r}.")
     return found
+
+
+def _date(line: str, what: str) -> str:
+    try:
+        found = datetime.fromisoformat(line)
+    except ValueError:
+        raise InputError(f"{what} must be a date such as 2024-03-01, but got {line[:50]!r}.") from None
+    return str(found.date()) if found.time() == time() else found.isoformat(" ")
 
 
 def label_of(column: str) -> str:
