@@ -167,6 +167,14 @@ def test_boxes_come_back_as_shares_of_their_picture_whatever_stands_beside_it(pa
     assert [tuple(one.shape) for one in batch["labels"]] == [(2,)]
 
 
+def test_answers_that_depend_on_padding_are_told(models, tmp_path, caplog):
+    for name, size, told in (("yolos", FREE, True), ("detr", FREE, False), ("yolos", {}, False)):
+        caplog.clear()
+        prepared = prepare(config(models(name, **size), "rows"), arguments(tmp_path), splits=splits(count=2))
+        assert (prepared.data.options.get("padding") == "frame") is told
+        assert ("answers depend on what stands beside them" in caplog.text) is told
+
+
 def test_targets_are_those_of_the_image_processor():
     picture, objects = scene(3, size=(61, 47))
     told = [{"bbox": box, "category_id": 1, "area": 1, "iscrowd": 0} for box in objects["bbox"]]

@@ -188,7 +188,8 @@ def _are_boxes(logits: torch.Tensor, boxes: torch.Tensor) -> bool:
 
 def set_up(model: Any, processor: Any, data: TaskData) -> None:
     """
-    Finds out how the model reads pictures of several sizes, and warns where a picture has more objects than it finds.
+    Finds out how the model reads pictures of several sizes, and warns where it takes padding for a part of them, or
+    where a picture has more objects than it finds.
 
     Args:
         model (`PreTrainedModel`):
@@ -206,6 +207,12 @@ def set_up(model: Any, processor: Any, data: TaskData) -> None:
         data.options["padding"] = MASK
     elif not alike:
         data.options["padding"] = PADDED
+        logger.warning(
+            "%s does not tell the padding of smaller pictures in a batch from the picture, so its answers depend on "
+            "what stands beside them. Measure with `--per_device_eval_batch_size 1`, or give a `size` with `height` "
+            "and `width` in preprocessor_config.json.",
+            type(model).__name__,
+        )
     _check_queries(model, data.splits)
     _tell_of_processes(model)
 
