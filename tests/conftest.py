@@ -2,6 +2,7 @@
 
 import gc
 import os
+from collections import Counter
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -58,8 +59,17 @@ def frozen_garbage():
     gc.unfreeze()
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
+    """Of the cells of a sampled matrix all but each k-th are slow tests."""
+    cells = Counter()
     for item in items:
+        sampled = item.get_closest_marker("sampled")
+        if sampled and "slow" not in item.keywords:
+            matrix = item.nodeid.split("[")[0]
+            if cells[matrix] % sampled.args[0]:
+                item.add_marker(pytest.mark.slow)
+            cells[matrix] += 1
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs an accelerator"))
 

@@ -153,6 +153,7 @@ def check_cell(make_trainer, folder, cell, steps, **changes):
 # Resume
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("cell", QUICK, ids="-".join)
 def test_a_resumed_run_ends_bitwise_as_the_uninterrupted_one(make_trainer, tmp_path, cell):
     check_cell(make_trainer, tmp_path / "run", cell, [2])
@@ -554,6 +555,7 @@ def still(base, name):
     return Adapted(spec, base)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("adapter", ["lora", "adalora", "ia3"])
 @pytest.mark.parametrize(
     ("name", "cls"), [("bert-classes", Trainer), ("bert-masked", TransferTrainer), ("llama", Trainer)]

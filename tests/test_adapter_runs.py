@@ -75,6 +75,7 @@ def folders(tmp_path_factory):
     return root
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("task", [task if task in ("text-generation", "fill-mask") else _slow(task) for task in TASKS])
 def test_from_rows_to_record_and_back(folders, tmp_path, task):
     model, options = TASKS[task]
@@ -138,6 +139,7 @@ NAMES = ["lora", "dora", "rslora", "pissa", "olora", "lora+", "adalora", "ia3", 
 QUICK = ("lora", "pissa", "adalora", "prompt")
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", [name if name in QUICK else _slow(name) for name in NAMES])
 def test_what_is_saved_answers_as_what_was_trained(model_folder, tmp_path, trained_model, name):
     """Bit for bit; to rounding where the adapter was made of the weights, or its ranks were scored."""
@@ -193,6 +195,7 @@ def test_a_run_of_an_adapter_is_not_written_over(model_folder, tmp_path):
         train(str(tmp_path / "run"), tmp_path / "next")
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("output", ["both", "merged"])
 def test_the_adapter_is_merged_when_asked(model_folder, tmp_path, output):
     record = train(model_folder, tmp_path / "run", adapter="lora", adapter_output=output)

@@ -122,6 +122,7 @@ def logits(model, ids=IDS):
         return model(input_ids=ids, **extra).logits
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", [*METHODS, *PROMPTS])
 def test_a_loaded_adapter_answers_as_the_saved_one(tmp_path, name):
     before = saved(tmp_path, {**METHODS, **PROMPTS}[name])
@@ -303,6 +304,7 @@ def test_an_adapter_over_tied_embeddings_is_found_again(tmp_path):
     assert TINY["hidden_size"] == 16
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", list(METHODS))
 def test_a_merged_model_answers_alike_and_is_saved_whole(tmp_path, name):
     model = saved(tmp_path / "adapter", METHODS[name])
@@ -479,6 +481,7 @@ PAIRS = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("pair", list(PAIRS))
 @pytest.mark.parametrize("kind", ["cat", "svd"])
 def test_exact_combinations_are_the_weighted_sum_of_the_changes(tmp_path, pair, kind):

@@ -67,6 +67,7 @@ def test_every_name_has_a_method():
     assert set(METHODS) == set(ADAPTER_NAMES)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ADAPTER_NAMES)
 @pytest.mark.parametrize("kind", MODELS)
 def test_each_adapter_runs_in_each_model(kind, name):

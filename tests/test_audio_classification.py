@@ -232,6 +232,7 @@ def test_batches_are_padded_and_keep_their_labels(models):
 # From rows to record
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", MAKERS)
 def test_from_rows_to_record_and_back(models, tmp_path, name):
     record = finetune(config(models[name]), arguments(tmp_path / "run"), splits=splits())

@@ -207,6 +207,7 @@ ADAPTERS = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("adapter", ADAPTERS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_adapters_learn_in_32_bits_over_a_base_in_16_that_stays(make_trainer, folders, kind, adapter):

@@ -147,6 +147,7 @@ def answers(tmp_path, tokenizer, capsys):
     return ask
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("case", CASES)
 def test_the_code_on_the_card_runs_for_model_and_adapter(case, answers):
     plain, adapted = answers(case)

@@ -150,6 +150,7 @@ HEADS = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("task", "kind"), [*[("text-classification", kind) for kind in PROMPTS], *[(task, "prefix") for task in HEADS][1:]]
 )

@@ -27,6 +27,7 @@ from tests.conftest import bert
 from tests.test_callbacks import Watcher
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("optim", ["adamw_torch_fused", "adamw_torch", "adafactor", "sgd", "rmsprop", "adagrad"])
 @pytest.mark.parametrize("schedule", [ChainThaw(), LayerSampling(active=1, every=2)], ids=lambda s: s.name)
 def test_weight_decay_and_momentum_never_touch_a_frozen_weight(make_trainer, schedule, optim):
@@ -175,7 +176,8 @@ def test_dropout_of_frozen_layers_is_off_unless_kept(make_trainer, how, options,
     assert torch.equal(*seen[-2:]) != fires
 
 
-@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [False, True])
 def test_compiling_happens_once_a_phase_and_no_more(make_trainer, checkpointing):
     """Of the six steps, two each train the head, the layer too, and everything."""
     counters = torch._dynamo.utils.counters

@@ -322,6 +322,7 @@ def statistics(model):
     return {n: b.clone() for n, b in model.named_buffers() if "running" in n or "num_batches" in n}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["mobilenet", "resnet"])
 @pytest.mark.parametrize("strategy", ["feature-extraction", '{"name": "freeze-first", "k": 1}'])
 def test_frozen_batch_statistics_stay_still_to_the_bit(name, strategy, models, tmp_path):
@@ -351,6 +352,7 @@ def names_of(prepared, strategy):
 STRATEGIES = ("full", "bitfit", "norm-only", "gradual-unfreezing", "chain-thaw", "plateau", "layer-sampling", "lp-ft")
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("name", "strategy"),
     [

@@ -121,6 +121,7 @@ def test_one_window_by_hand():
     assert len(StepOrder([0, 1, 2, 3], lengths, 3)) == 4
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "changes",
     [
@@ -178,6 +179,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bitwise(run, tmp_path):
         assert all(torch.equal(value, expected[name]) for name, value in weights(resumed).items())
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("schedule", [freeze_first(2), LinearProbeThenFineTune(frozen=1)], ids=["frozen", "lp-ft"])
 def test_the_cache_knows_its_rows_and_the_head_is_solved(run, tmp_path, schedule):
     found = {}

@@ -31,6 +31,7 @@ MODELS = {"bert": (bert, rows), "llama": (llama, rows), "resnet": (resnet, image
 STRATEGIES = [GradualUnfreezing(every=2, frozen=1), freeze_first(1), bitfit(), full()]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("name", "strategy"),
     [(n, s) for n in MODELS for s in STRATEGIES if (n, s.name) != ("llama", "bitfit")],

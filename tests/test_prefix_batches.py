@@ -105,6 +105,7 @@ def padded_to(size):
     return collated
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("frozen", [2, 4], ids=["encoder", "decoder"])
 @pytest.mark.parametrize("size", [8, 16], ids=["dynamic", "fixed"])
 def test_answers_may_be_as_wide_as_their_texts_now_and_then_or_always(runs, size, frozen):

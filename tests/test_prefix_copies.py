@@ -54,6 +54,7 @@ def trained(make_trainer, tmp_path, make, cache, schedule):
     return copying, cache
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("make", COPIES.values(), ids=COPIES)
 @pytest.mark.parametrize("cached", [True, False], ids=["cache", "frozen"])
 def test_a_copy_made_in_training_is_a_plain_model(make_trainer, tmp_path, make, cached):

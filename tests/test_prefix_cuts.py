@@ -87,6 +87,7 @@ def touched(model):
     return {name: marks for name, marks in found.items() if any(marks)}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("name", "low", "fed", "skipped", "leaves"), CUTS, ids=lambda v: str(v)[:20])
 def test_the_cut_lies_below_what_learns_and_replays_bit_for_bit(name, low, fed, skipped, leaves):
     model, learning, cut = prefix(name, low)

@@ -15,6 +15,7 @@ def trained(make_trainer, schedule, cache, **changes):
     return {name: value.clone() for name, value in trainer.model.state_dict().items()}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("storage", ["float32", "float16"])
 def test_weights_are_those_of_a_run_without_it(make_trainer, tmp_path, storage):
     live = trained(make_trainer, freeze_first(3), None)
@@ -32,6 +33,7 @@ def test_what_learns_below_leaves_it_off_and_says_why(make_trainer, tmp_path):
     assert "there is nothing to gain" in cache.report["reason"]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("fill", "misses"), [("ahead", 0), ("first-epoch", 4)])
 def test_one_epoch_stores_the_cuts_of_all_phases(make_trainer, tmp_path, fill, misses):
     cache = FrozenPrefixCache(tmp_path / "cache", fill=fill)

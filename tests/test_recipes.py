@@ -108,6 +108,7 @@ def run(tmp_path_factory, model_folder):
 # The run folder and its record
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("kind", ["single", "pairs", "multi", "regression"])
 def test_run_folder_of_every_kind_of_task(tmp_path, model_folder, kind):
     data = save(tmp_path / "data", kind, train=40, test=12)

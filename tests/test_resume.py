@@ -116,6 +116,7 @@ def check_resume(setting, steps, alone=False, make=bert):
         assert_same(outcome(resumed, step), (weights, [entry for entry in history if entry["step"] > step]))
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(("cell", "step"), pairwise(CELLS), ids=lambda v: "-".join(v) if isinstance(v, tuple) else v)
 def test_a_resumed_run_ends_bitwise_as_the_uninterrupted_one(make_trainer, tmp_path, cell, step):
     check_resume(Setting(make_trainer, tmp_path / "run", cell), [step])

@@ -77,6 +77,7 @@ def arguments(output, **changes):
     return Seq2SeqTrainingArguments(str(output), use_cpu=True, **{**given, **changes})
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("name", "model", "metric", "baseline"), CELLS, ids=[cell[0] for cell in CELLS])
 def test_from_rows_to_record_and_back(folders, tmp_path, name, model, metric, baseline):
     record = finetune(config(folders, name, model), arguments(tmp_path / "run"), splits=splits(name))

@@ -432,6 +432,8 @@ def test_class_names_alone_are_a_baseline_of_image_classification(models, pictur
     found = measure_zero_shot(prepare(given, arguments(tmp_path / "run")), "test")
     prepared = prepare(config(models("clip"), pictures), arguments(tmp_path / "other"))
     assert found["accuracy"] == asked_by_names(prepared)["accuracy"]
+    smoothed = arguments(tmp_path / "run", label_smoothing_factor=0.1)  # of the classifier's own labels
+    assert measure_zero_shot(prepare(given, smoothed), "test") == found
 
 
 @pytest.mark.slow
@@ -574,6 +576,12 @@ def test_unreadable_pictures_are_named_or_left_out(models, tmp_path):
 def test_smoothed_labels_are_refused(models, tmp_path):
     with pytest.raises(ValueError, match="learns by the loss of two towers. Leave `--label_smoothing_factor` out"):
         prepare(config(models("clip")), arguments(tmp_path, label_smoothing_factor=0.1), splits=splits())
+
+
+def test_batches_without_other_captions_are_refused(models, tmp_path):
+    alone = arguments(tmp_path, per_device_train_batch_size=1, gradient_accumulation_steps=8)
+    with pytest.raises(ValueError, match="learns nothing from batches of 1, with any `gradient_accumulation_steps`"):
+        prepare(config(models("clip")), alone, splits=splits())
 
 
 def test_a_model_of_classes_is_measured_on_captions(run, tmp_path):
