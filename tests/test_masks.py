@@ -17,7 +17,9 @@ from hf_transfer_plugin.config import ConfigError
 from hf_transfer_plugin.metrics import MeanIou, class_ious, map_scores, pixel_counts
 from hf_transfer_plugin.recipes import evaluate_run, predict_run
 from hf_transfer_plugin.recipes.preparing import prepare
-from hf_transfer_plugin.tasks.image_segmentation import reduce
+from hf_transfer_plugin.tasks.base import Outcome, TaskData
+from hf_transfer_plugin.tasks.image_segmentation import IMAGE_SEGMENTATION, reduce
+from hf_transfer_plugin.tasks.map_report import report
 from hf_transfer_plugin.tasks.maps import COLOURS, colours, drawn, mask_in, mask_uri, most_likely, told_shares
 from hf_transfer_plugin.tasks.masks import classes_of, read_mask, values_of
 from tests.test_image_segmentation import NAMES, arguments, config, file, refused, rows, splits
@@ -249,6 +251,29 @@ def test_photos_are_no_masks(models, tmp_path):
 def test_class_numbers_beyond_the_names_are_refused(models, tmp_path):
     message = r"fit the 2 class names .ground, light, .+ but 12 masks in the train split hold 2 .row 0.+--class_names"
     refused(models("segformer"), splits(), tmp_path, message, class_names=NAMES[:2])
+
+
+def test_white_that_is_not_read_is_told(models, tmp_path, caplog):
+    data = splits(change=lambda mask: np.minimum(mask, 1))
+    prepare(config(models("segformer")), arguments(tmp_path), splits=data)
+    assert "255 is read as not labelled" not in caplog.text
+    data["test"] = splits(change=defects)["test"]
+    prepare(config(models("segformer")), arguments(tmp_path), splits=data)
+    assert "The masks of the test split hold 0 and 255 alone, and 255 is read as not labelled" in caplog.text
+    caplog.clear()
+    again = config("m", class_names=["ground", "light"])
+    IMAGE_SEGMENTATION.read_again(DatasetDict(test=data["test"]), again, True)
+    assert "255 is read as not labelled (`--mask_values numbers`)" in caplog.text
+
+
+def test_a_class_that_is_nowhere_has_no_iou():
+    counts = np.array([[[2, 0, 0], [3, 1, 0], [2, 0, 0]]])
+    outcome = Outcome(None, None, (counts, np.zeros((1, 96, 96), np.uint8)))
+    figures = report(TaskData(DatasetDict(), {}, class_names=tuple(NAMES)), outcome, 0)["per_class"]
+    assert figures["ground"]["iou"] == pytest.approx(2 / 3)
+    assert figures["light"]["iou"] == 0
+    assert "iou" not in figures["red"]
+    assert figures["red"]["support"] == 0
 
 
 def test_values_between_black_and_white_are_refused(models, tmp_path):

@@ -78,13 +78,17 @@ def _per_class(counts: np.ndarray, names: tuple[str, ...]) -> dict[str, dict[str
         return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
 
     columns = {
-        "iou": np.nan_to_num(class_ious(counts)),
+        "iou": class_ious(counts),
         "precision": share(both, answered),
         "recall": share(both, true),
         "f1": share(2 * both, answered + true),
     }
     return {
-        name: {**{key: float(values[i]) for key, values in columns.items()}, "support": int(true[i])}
+        # Of a class that is neither in masks nor in answers there is no intersection over union.
+        name: {
+            **{key: float(values[i]) for key, values in columns.items() if not np.isnan(values[i])},
+            "support": int(true[i]),
+        }
         for i, name in enumerate(names)
     }
 

@@ -66,6 +66,7 @@ def read(splits: DatasetDict, config: TransferConfig, seed: int) -> TaskData:
             "The image processor says `do_reduce_labels`: 0 in the masks is not labelled, and 1 is the first class. "
             "Where 0 is a class, say `--mask_values numbers`."
         )
+    _warn_of_white(seen, values)
     pixels = {split: _by_class(looked.total, values) for split, looked in seen.items()}
     names = _names(kept, seen, values, config)
     kept, bare = _labelled(kept, seen, values)
@@ -105,6 +106,7 @@ def read_again(splits: DatasetDict, config: TransferConfig, labelled: bool) -> T
     if column is not None:
         plain, seen = _look(plain, config, column, facts)
         _names(plain, seen, values, config)
+        _warn_of_white(seen, values)
         for split, looked in seen.items():
             _require_labelled(split, int(_by_class(looked.total, values).sum()))
     return TaskData(plain, columns, class_names=names, options={"mask_values": values}, facts=facts)
@@ -236,6 +238,17 @@ def _require_labelled(split: str, found: int) -> None:
             "numbers-from-1`, is not labelled). Give masks with class numbers, or say with `--mask_values` what they "
             "hold."
         )
+
+
+def _warn_of_white(seen: Mapping[str, Looked], values: str) -> None:
+    for split, looked in seen.items():
+        if values != TWO and np.flatnonzero(looked.total).tolist() == [0, IGNORED]:
+            logger.warning(
+                "The masks of the %s split hold 0 and 255 alone, and 255 is read as not labelled (`--mask_values "
+                "%s`). Where it is a class, give all masks the same values.",
+                split,
+                values,
+            )
 
 
 def _warn_of_missing(pixels: Mapping[str, np.ndarray], names: tuple[str, ...]) -> None:
