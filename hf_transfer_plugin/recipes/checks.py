@@ -18,6 +18,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from hf_transfer_plugin.config import TransferConfig
 from hf_transfer_plugin.record import RECORD_NAME
+from hf_transfer_plugin.tasks import Task
 
 CONFIG_NAME = "transfer_config.json"
 
@@ -150,6 +151,25 @@ def check_stopping(config: TransferConfig, args: TrainingArguments) -> None:
         raise ValueError(
             "`early_stopping_patience` stops at the best evaluation so far, so it needs "
             "`--load_best_model_at_end true`."
+        )
+
+
+def check_companions(args: TrainingArguments, task: Task) -> None:
+    """
+    Args:
+        args (`TrainingArguments`):
+            The arguments.
+        task (`Task`):
+            The task.
+
+    Raises:
+        ValueError: If rows shall learn from the others of their batch, but each has one of its own.
+    """
+    if task.loss == "contrastive" and args.train_batch_size < 2:
+        raise ValueError(
+            f"{task.name} tells each picture from the captions of its batch, so it learns nothing from batches of "
+            f"{args.train_batch_size}, with any `gradient_accumulation_steps`. Use at least "
+            "`--per_device_train_batch_size 2`, better as many as fit."
         )
 
 

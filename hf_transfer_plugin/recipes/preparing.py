@@ -20,6 +20,7 @@ from hf_transfer_plugin.freezing import ever_learning_names
 from hf_transfer_plugin.layers import LayerGroups, discover_layer_groups, lock_tower
 from hf_transfer_plugin.recipes.base_precision import check_base_precision, check_frozen, make_ready_for_adapters
 from hf_transfer_plugin.recipes.checks import (
+    check_companions,
     check_evaluating,
     check_folder,
     check_lone_row,
@@ -268,6 +269,7 @@ def _check(config: TransferConfig, args: TrainingArguments, task: Task) -> tuple
         lambda: check_folder(config, args),
         lambda: check_stopping(config, args),
         lambda: check_evaluating(args),
+        lambda: check_companions(args, task),
         lambda: check_push(config, args),
         lambda: check_base_precision(
             config.base_precision, args, adapted=config.adapter_spec is not None, adapter=config.adapter_spec

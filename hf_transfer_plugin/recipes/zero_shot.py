@@ -69,6 +69,8 @@ def _has_towers(model: Any) -> bool:
 
 def _measured(config: TransferConfig, data: TaskData, args: Any, split: str) -> dict[str, float]:
     task = TASKS[NAMED]
+    # Nothing is trained here, so no labels are smoothed.
+    args = replace(args, label_names=["labels"], label_smoothing_factor=0.0)
     processor = load_processor(config)
     model, _ = load_model(config, task, data, processor)
     set_up(task, model, processor, data, args)
@@ -77,7 +79,7 @@ def _measured(config: TransferConfig, data: TaskData, args: Any, split: str) -> 
         task,
         data,
         model=model,
-        args=replace(args, label_names=["labels"]),
+        args=args,
         eval_dataset=encoded[split],
         processing_class=processor,
         data_collator=task.collator(processor, data),
