@@ -128,6 +128,11 @@ def test_files_that_are_no_images_are_refused(asked, uploads, space, monkeypatch
     Image.new("I;16", (9, 9)).save(file, "PNG")
     with pytest.raises(space.limits.InputError, match="more than 8 bits"):
         asked[2]({"path": str(file)})
+    # A few kilobytes that processors would blow up to gigabytes.
+    for size in ((1, 51), (5100, 100)):
+        Image.new("RGB", size).save(file)
+        with pytest.raises(space.limits.InputError, match=f"{size[0]:,} x {size[1]:,} pixels; at most 50 times"):
+            asked[2]({"path": str(file)})
     monkeypatch.setattr(space.image_input, "MAX_PIXELS", 500)
     picture(1, light=True).save(file, "PNG")
     with pytest.raises(space.limits.InputError, match="has 720 pixels; at most 500 are read"):

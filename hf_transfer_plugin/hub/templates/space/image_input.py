@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 FORMATS = "PNG, JPEG, WebP, GIF, BMP or TIFF"
 READ = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # an image of other formats may be a program
 MAX_PIXELS = 50_000_000
+MAX_RATIO = 50  # of the sides: made wide enough for a model, a thread of pixels would fill the memory
 TOO_DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 LIMIT = "It looks at the whole image, made as small as in training: details of a few pixels are lost."
 
@@ -61,7 +62,7 @@ def read(loaded: Loaded, files: list[Path]) -> tuple[Image.Image, str]:
         `tuple[Image, str]`: The image, turned as its camera says, in red, green and blue; nothing is left out.
 
     Raises:
-        InputError: If it cannot be read, or is too large.
+        InputError: If it cannot be read, or is too large or too long.
     """
     try:
         with Image.open(files[0], formats=READ) as image:
@@ -69,6 +70,11 @@ def read(loaded: Loaded, files: list[Path]) -> tuple[Image.Image, str]:
                 raise InputError(
                     f"The image has {image.width * image.height:,} pixels; at most {MAX_PIXELS:,} are read. Make it "
                     "smaller."
+                )
+            if max(image.size) > MAX_RATIO * min(image.size):
+                raise InputError(
+                    f"The image has {image.width:,} x {image.height:,} pixels; at most {MAX_RATIO} times as long as "
+                    "wide are read. Cut a part out."
                 )
             if image.mode in TOO_DEEP:
                 raise InputError("The image has more than 8 bits for each colour. Save it with 8 bits.")
