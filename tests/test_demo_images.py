@@ -68,6 +68,12 @@ def asked(space, model, tmp_path):  # noqa: F811
     return demo, loaded, space.page.answering(settings, demo, loaded)
 
 
+def test_the_page_says_what_it_does_not_see(asked, space, tmp_path):  # noqa: F811
+    demo, loaded, _ = asked
+    settings = settings_of(space, render_space(image_record(), tmp_path / "other", "me/model"))
+    assert "details of a few pixels are lost" in space.page.about(settings, demo, loaded, "me/model")
+
+
 def test_the_space_holds_its_examples_and_says_how_to_send_a_file(tmp_path):
     folder = render_space(image_record(), tmp_path, "me/model")
     assert sorted(file.name for file in (folder / "examples").iterdir()) == [
