@@ -229,6 +229,11 @@ def test_what_is_frozen_stays_still_to_the_bit(name, models, tmp_path):
     assert {weight for weight in later if ".conv_1x1." not in weight} <= moved
 
 
+def test_smoothed_labels_are_refused(models, tmp_path):
+    with pytest.raises(ValueError, match="image-segmentation learns from masks. Leave `--label_smoothing_factor` out"):
+        prepare(config(models("segformer")), arguments(tmp_path, label_smoothing_factor=0.1), splits=splits(2))
+
+
 def test_lora_learns_inside_segformer(models, tmp_path):
     record = finetune(config(models("segformer"), strategy="lora"), arguments(tmp_path / "run"), splits=splits())
     assert (tmp_path / "run" / "adapter_model.safetensors").is_file()

@@ -630,6 +630,12 @@ def test_lora_that_peft_cannot_put_on_is_refused(name, models, tmp_path):
         prepare(config(model, "rows", strategy="lora"), arguments(tmp_path), splits=splits())
 
 
+def test_smoothed_labels_are_refused(models, tmp_path):
+    smoothed = arguments(tmp_path, label_smoothing_factor=0.1)
+    with pytest.raises(ValueError, match="object-detection learns from boxes. Leave `--label_smoothing_factor` out"):
+        prepare(config(models("yolos"), "rows"), smoothed, splits=splits(count=2))
+
+
 def test_lp_ft_is_refused(models, tmp_path):
     with pytest.raises(ConfigError, match="'lp-ft' solves an output layer of classes, which object-detection has not"):
         prepare(config(models("yolos"), "rows", strategy="lp-ft"), arguments(tmp_path), splits=splits())

@@ -35,6 +35,7 @@ from hf_transfer_plugin.schedules import LinearProbeThenFineTune
 from hf_transfer_plugin.tasks import TASKS, Task, TaskData, load_splits
 
 logger = logging.getLogger(__name__)
+UNSMOOTHED = {"image-segmentation": "masks", "object-detection": "boxes"}  # task -> its labels, in another shape
 OPTIONS = (
     "class_names",
     "problem_type",
@@ -221,6 +222,11 @@ def set_up(task: Task, model: Any, processor: Any, data: TaskData, args: Trainin
         raise ValueError(
             f"`label_smoothing_factor` smooths labels of classes, but {task.name} learns by the loss of two towers. "
             "Leave `--label_smoothing_factor` out."
+        )
+    if args.label_smoothing_factor and task.name in UNSMOOTHED:
+        raise ValueError(
+            f"`label_smoothing_factor` smooths labels of rows and of tokens, but {task.name} learns from "
+            f"{UNSMOOTHED[task.name]}. Leave `--label_smoothing_factor` out."
         )
     if args.label_smoothing_factor and model.config.is_encoder_decoder:
         raise ValueError(
