@@ -11,7 +11,7 @@ import pytest
 import yaml
 from datasets import Dataset
 
-from hf_transfer_plugin.cli import COMMANDS, main
+from hf_transfer_plugin.cli import COMMANDS, evaluate, main
 from hf_transfer_plugin.cli.parsing import table, typed_names
 from hf_transfer_plugin.cli.train import EXAMPLE, parse
 from hf_transfer_plugin.config import ConfigError, TransferConfig
@@ -283,6 +283,17 @@ def test_evaluate_prints_tables(finished, call):
     lines = [line.split() for line in out.splitlines()]
     head = lines.index(["class", "precision", "recall", "F1", "rows"])
     assert [line[0] for line in lines[head + 2 : head + 4]] == ["bad", "good"]
+
+
+def test_evaluate_prints_the_figures_that_a_class_has(capsys):
+    found = {"metrics": {"mean_iou": 0.5}, "rows": 2, "split": "test"}
+    found["samples"] = [{"image": "data:x", "found": "dog"}]
+    found["per_class"] = {"cat": {"recall": 0.0, "support": 0}, "dog": {"iou": 0.5, "recall": 1.0, "support": 9}}
+    evaluate._print(found, "pixels")
+    out = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["class", "IoU", "recall", "pixels"] in out
+    assert ["dog", "0.500", "1.000", "9"] in out
+    assert ["found:", "dog"] in out
 
 
 def test_evaluate_prints_json(finished, call):

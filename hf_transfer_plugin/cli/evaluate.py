@@ -7,6 +7,7 @@ from typing import Any
 from hf_transfer_plugin.cli.parsing import add_columns, given_columns, parser_for, quieten, table
 
 SHORT = 100
+SAID = {"iou": "IoU", "f1": "F1", "average_precision": "AP"}
 
 
 def run(argv: Sequence[str]) -> int:
@@ -33,7 +34,9 @@ def run(argv: Sequence[str]) -> int:
     add_columns(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(argv)
+    from hf_transfer_plugin.hub.media_facts import COUNTED
     from hf_transfer_plugin.recipes import evaluate_run
+    from hf_transfer_plugin.record import TransferRecord
 
     quieten()
     found = evaluate_run(
@@ -47,18 +50,20 @@ def run(argv: Sequence[str]) -> int:
     if options.json:
         print(json.dumps(found, indent=2))
         return 0
-    _print(found)
+    _print(found, COUNTED.get(TransferRecord.load(options.run).task, "rows"))
     return 0
 
 
-def _print(found: dict[str, Any]) -> None:
+def _print(found: dict[str, Any], counted: str) -> None:
     intervals = {name: f"{low:.3f} to {high:.3f}" for name, (low, high) in found.get("intervals", {}).items()}
     rows = [(name, value, intervals.get(name, "")) for name, value in found["metrics"].items()]
     print(f"\n{table([('metric', 'value', '95% interval' if intervals else ''), *rows])}")
     print(f"\non {found['rows']:,} rows ({found['split']}).")
     if found.get("per_class"):
-        head = ("class", "precision", "recall", "F1", "rows")
-        lines = [(n, v["precision"], v["recall"], v["f1"], v["support"]) for n, v in found["per_class"].items()]
+        # A class that does not occur lacks figures that others have.
+        names = [name for name in max(found["per_class"].values(), key=len) if name != "support"]
+        head = ("class", *(SAID.get(name, name) for name in names), counted)
+        lines = [(n, *(v.get(name, "") for name in names), v["support"]) for n, v in found["per_class"].items()]
         print(f"\n{table([head, *lines])}")
     if found.get("calibration"):
         print(f"\nExpected calibration error: {found['calibration']['ece']:.3f}.")
@@ -66,7 +71,8 @@ def _print(found: dict[str, Any]) -> None:
         if found.get(name):
             print(f"\n{title}:")
             for row in found[name]:
-                print("  " + ", ".join(f"{k}: {_short(v)}" for k, v in row.items()))
+                told = {name: value for name, value in row.items() if not str(value).startswith("data:")}
+                print("  " + ", ".join(f"{k}: {_short(v)}" for k, v in told.items()))
 
 
 def _short(value: Any) -> str:
