@@ -57,6 +57,18 @@ def test_named_column_wins():
     assert read_image(splits["train"][0]["other"]).size == (30, 24)
 
 
+def test_files_beside_the_data_are_taken_before_those_where_the_command_runs(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    for folder, number in ((tmp_path, 1), (tmp_path / "data", 2)):
+        Pillow.new("RGB", (number, number)).save(folder / "a.png")
+    Pillow.new("RGB", (3, 3)).save(tmp_path / "b.png")
+    (tmp_path / "data" / "rows.csv").write_text("image\na.png\nb.png\n")
+    monkeypatch.chdir(tmp_path)
+    given = config(tmp_path / "data" / "rows.csv")
+    rows = media_columns(load_splits(given), given, "image")[0]["train"]
+    assert [read_image(value).size for value in rows["image"]] == [(2, 2), (3, 3)]
+
+
 def test_missing_column_is_told():
     with pytest.raises(ValueError, match="The image column must be in the data: expected one of image, img"):
         media_columns(DatasetDict(train=Dataset.from_dict({"x": [1]})), config(), "image")

@@ -90,9 +90,11 @@ def as_files(splits: DatasetDict, column: str, config: TransferConfig, role: str
 
 def _placed(path: str | None, folder: Path) -> str | None:
     """A path as the data names it, from where the data lies."""
-    if path is None or "://" in path or Path(path).is_absolute() or Path(path).is_file():
+    if path is None or "://" in path or Path(path).is_absolute():
         return path
-    return str(folder / path)
+    placed = folder / path
+    # Beside the data first: where the command runs, other files may have the same names.
+    return path if Path(path).is_file() and not placed.is_file() else str(placed)
 
 
 def check_media(
