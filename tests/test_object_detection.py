@@ -253,8 +253,14 @@ def test_bare_boxes_take_their_classes_from_a_column():
         )
 
     data = read(DatasetDict({split: bare(split) for split in ("train", "validation")}))
-    assert data.columns == {"objects": "bboxes", "image": "image"}
+    assert data.columns == {"objects": "bboxes", "image": "image", "label": "labels"}
     assert data.class_names == ("blue", "red")
+
+
+def test_a_column_of_classes_beside_objects_that_tell_their_own_is_refused():
+    data = DatasetDict(train=rows().add_column("kind", ["red"] * 8))
+    with pytest.raises(ValueError, match="but the objects in 'objects' tell their own. Leave `--label_column` out"):
+        read(data, label_column="kind")
 
 
 def test_classes_are_named_by_features_and_by_the_configuration():

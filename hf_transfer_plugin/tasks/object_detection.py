@@ -43,6 +43,11 @@ def read(splits: DatasetDict, config: TransferConfig, seed: int) -> TaskData:
         ValueError: If a column is missing, or pictures, boxes or classes are unusable.
     """
     data = _read(splits, config, labelled=True)
+    if config.label_column is not None and "label" not in data.columns:
+        raise ValueError(
+            f"`label_column` names the classes of bare boxes, but the objects in {data.columns['objects']!r} tell "
+            "their own. Leave `--label_column` out."
+        )
     plain, held_out = _divided(data.splits, config, seed)
     warn_of_lost(data.splits["train"], plain["train"], "categories", "class", data.class_names)
     return TaskData(
@@ -81,6 +86,7 @@ def _read(splits: DatasetDict, config: TransferConfig, *, labelled: bool) -> Tas
     label = None
     if are_bare(found, columns["objects"]):
         label = choose_columns(found, config, {"label": CLASS_COLUMNS}, optional=("label",)).get("label")
+        columns |= {} if label is None else {"label": label}
     objects, corners = {}, {}
     for split, rows in found.items():
         called = [name_of(value, number) for number, value in enumerate(rows[columns["image"]])]
