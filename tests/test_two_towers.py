@@ -306,10 +306,11 @@ def still(before, after, start):
 def test_a_frozen_tower_stays_still_to_the_bit(name, tower, strategy, models, tmp_path):
     model = models(name)
     given = config(model, freeze_tower=tower, strategy=strategy, learning_rates="layerwise-decay")
-    record = finetune(given, arguments(tmp_path), splits=splits())
+    record = finetune(given, arguments(tmp_path, num_train_epochs=10), splits=splits())
     before, after = load_file(f"{model}/model.safetensors"), load_file(tmp_path / "model.safetensors")
-    assert still(before, after, "vision_model.") == (tower in ("image", "both"))
-    assert still(before, after, "text_model.") == (tower in ("text", "both"))
+    alone = strategy == "feature-extraction"  # the projections, whatever tower is frozen
+    assert still(before, after, "vision_model.") == (tower in ("image", "both") or alone)
+    assert still(before, after, "text_model.") == (tower in ("text", "both") or alone)
     assert not torch.equal(before["visual_projection.weight"], after["visual_projection.weight"])
     assert record.options["freeze_tower"] == tower
 
@@ -345,7 +346,7 @@ def test_a_frozen_picture_tower_is_read_from_the_cache_and_changes_nothing(name,
         trainer.train()
         found.append({key: value.clone() for key, value in prepared.model.state_dict().items()})
     assert (cache.report["hits"], cache.report["misses"]) == (6, 0), cache.report["reason"]
-    assert cache.report["cuts"][0]["skipped_share"] > 0.5
+    assert cache.report["cuts"][0]["skipped_share"] > 0.4
     assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
 
 

@@ -15,7 +15,6 @@ LEAST, MOST, DRAWN = 480, 768, 20  # pixels of the longer side of what is drawn,
 EDGE, INSIDE = 3, 0.08  # of a box: pixels of its line, and how much of what is inside is covered
 SURE = 0.5
 COLUMNS = ["what", "score", "x0", "y0", "x1", "y1"]
-KINDS = ["str", "number", "number", "number", "number", "number"]
 LIMIT = (
     "It looks at the whole image, made as small as in training, so things of a few pixels are lost. It finds only "
     "what it was trained to find. Boxes are told in pixels of the image, from its upper left corner; the "
@@ -134,7 +133,7 @@ def outputs(whose: str) -> list[Any]:
         gr.AnnotatedImage(label=f"What it finds{whose}", height=360, elem_classes="answer"),
         gr.Dataframe(
             headers=COLUMNS,
-            datatype=KINDS,
+            datatype=["str", "number", "number", "number", "number", "number"],
             label=f"Boxes: corners from upper left to lower right, in pixels{whose}",
             interactive=False,
             wrap=True,
