@@ -111,7 +111,7 @@ def about(settings: Settings, demo: Demo, loaded: Loaded, model: str) -> str:
     if facts.get("split"):
         lines += [f"- The figures hold for data like {escape(facts['dataset'])}, not for any other."]
     lines += ["- The model can be wrong with great confidence. Do not decide about people with it alone."]
-    if loaded.max_tokens or (demo.limit and "{tokens}" not in demo.limit):
+    if loaded.max_tokens or (demo.limit and "{tokens" not in demo.limit):
         lines += [f"- {demo.limit.format(tokens=loaded.max_tokens)}"]
     return "\n".join(lines)
 
