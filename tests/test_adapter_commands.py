@@ -30,6 +30,7 @@ from hf_transfer_plugin.record import TransferRecord
 from tests.conftest import TINY, reviews
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated"),
     pytest.mark.filterwarnings("ignore::UserWarning:peft"),
 ]

@@ -45,6 +45,8 @@ from tests.test_life import library, moved
 from tests.test_loss_scale import PER_EXAMPLE, PER_TOKEN, data, gap, train
 from tests.test_resume import Death, Setting, assert_same, check_resume, cut, moments, outcome, pairwise
 
+pytestmark = pytest.mark.slow
+
 STEPS = 6
 PROMPTS = ("prefix", "prompt", "p-tuning")
 ADAPTERS = {

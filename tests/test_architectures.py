@@ -54,7 +54,7 @@ CHOSEN = {
 }
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", CHOSEN)
 def test_groups_of_an_architecture_hold(name):
     model, inputs, stage, reasons = running_model(name, listed_classes()[name][0])

@@ -33,6 +33,8 @@ from tests.test_demo import quiet_peft, record, settings_of, space  # noqa: F401
 from tests.test_demo_texts import answer_of, encoder, text_record
 from tests.test_demo_writing import writer, writer_tokenizer  # noqa: F401
 
+pytestmark = pytest.mark.slow
+
 NAMES = ["bad", "so so", "good"]
 LABELS = {"num_labels": 3, "id2label": dict(enumerate(NAMES))}
 TEXT = "a fine film"

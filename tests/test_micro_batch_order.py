@@ -28,6 +28,8 @@ from tests.conftest import bert
 from tests.conftest import rows as alike_rows
 from tests.test_loss_scale import PER_TOKEN, STILL, OwnLoss
 
+pytestmark = pytest.mark.slow
+
 MICRO, ACCUMULATION = 4, 4
 STEP = MICRO * ACCUMULATION
 

@@ -14,6 +14,8 @@ from hf_transfer_plugin import FrozenPrefixCache, GradualUnfreezing, attach, fre
 from hf_transfer_plugin.freezing import FrozenModules
 from tests.conftest import bert, rows
 
+pytestmark = pytest.mark.slow
+
 
 def _pickled(model):
     return pickle.loads(pickle.dumps(model))

@@ -24,6 +24,8 @@ from hf_transfer_plugin.prefix_cache.traces import used_above_only
 from tests.conftest import TINY, bert, rows
 from tests.tiny_prefixes import prefix, probes_of
 
+pytestmark = pytest.mark.slow
+
 CPU = Place(torch.device("cpu"))
 FORK = multiprocessing.get_context("fork")
 TOP = freeze_first(3)
