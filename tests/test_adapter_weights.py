@@ -46,6 +46,7 @@ from hf_transfer_plugin.recipes.quickstart import TEST_ROWS, packaged_file, rott
 from tests.conftest import TINY, VOCABULARY, bert
 
 pytestmark = [
+    pytest.mark.slow,
     # PEFT asks Transformers for a property by its old name.
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated"),
     pytest.mark.filterwarnings("ignore::UserWarning:peft"),

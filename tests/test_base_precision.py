@@ -36,6 +36,7 @@ from tests.conftest import TINY, VOCABULARY, bert, rows
 from tests.test_callbacks import Watcher
 
 pytestmark = [
+    pytest.mark.slow,
     # PEFT asks Transformers for a property by its old name.
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated"),
     pytest.mark.filterwarnings("ignore::UserWarning:peft"),

@@ -21,6 +21,8 @@ from tests.conftest import BAD, GOOD
 from tests.test_demo import settings_of, space  # noqa: F401
 from tests.test_demo_texts import answer_of, text_record, told  # noqa: F401
 
+pytestmark = pytest.mark.slow
+
 TEMPLATE = (
     "{% for m in messages %}{% if m['role'] not in ['system', 'user', 'assistant'] %}{{ raise_exception('role') }}"
     "{% endif %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"

@@ -15,6 +15,8 @@ from hf_transfer_plugin.trainer.cacheable import refusal_of
 from tests.test_prefix_cache_exactness import BATCH, EPOCHS, ROWS, Runs, losses, rows_of, small, weights
 from tests.tiny_prefixes import text
 
+pytestmark = pytest.mark.slow
+
 STEPS = EPOCHS * ROWS // BATCH
 
 

@@ -138,6 +138,7 @@ def test_fixed_policies_resume_bitwise(make_trainer, tmp_path, policy):
     check_resume(Setting(make_trainer, tmp_path / "run", schedule=policy), [2])
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("fresh", [False, True], ids=["model", "model_init"])
 @pytest.mark.parametrize("schedule", [GradualUnfreezing(frozen=1), freeze_first(2)], ids=lambda s: s.name)
 def test_a_model_loaded_in_16_bits_resumes_bitwise(make_trainer, tmp_path, schedule, fresh):
@@ -233,6 +234,7 @@ def cut(file):
 FILES = ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("damage", [Path.unlink, cut], ids=["missing", "cut"])
 @pytest.mark.parametrize("file", FILES)
 def test_a_checkpoint_without_one_of_its_files_is_set_aside(finished, caplog, file, damage):
@@ -385,6 +387,7 @@ def resume(setting, model=None, alone=False):
     setting.trainer(model, alone=alone).train(resume_from_checkpoint=str(setting.folder / "checkpoint-3"))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("alone", [False, True], ids=["attach", "callback"])
 @pytest.mark.parametrize(
     ("changes", "message"),
