@@ -21,6 +21,8 @@ from tests.conftest import TINY, reviews
 from tests.test_text_runs import ASKED, ROWS, arguments
 from tests.tiny_writers import byte_tokenizer, tiny_llama, tiny_t5
 
+pytestmark = pytest.mark.slow
+
 FILES = {
     "adapter_config.json",
     "adapter_model.safetensors",

@@ -20,6 +20,8 @@ from hf_transfer_plugin.record import TransferRecord
 from tests.conftest import TINY
 from tests.test_demo import quiet_peft, settings_of, space  # noqa: F401
 
+pytestmark = pytest.mark.slow
+
 IOB = ["O", "B-film", "I-film", "B-mood", "I-mood"]
 TAGS = ["noun", "adjective", "verb"]
 CONTEXT = "a fine warm film . great fun and a great cast . lovely work ."

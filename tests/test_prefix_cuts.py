@@ -15,6 +15,8 @@ from hf_transfer_plugin.prefix_cache.traces import trace
 from tests.conftest import bert
 from tests.tiny_prefixes import BERTISH, MAKERS, classes, prefix, text, upper
 
+pytestmark = pytest.mark.slow
+
 BART = ("embed_tokens", "embed_positions", "layernorm_embedding")
 # Model, lowest group that learns, module that is fed, modules that are skipped, inputs of it that are stored.
 CUTS = [
